@@ -1,0 +1,146 @@
+//! The bus: everything that is said to NATS, and the only place that names `async_nats`.
+//!
+//! ```text
+//!            publish_assignment            pull            append             publish
+//! orchestrator ───────────▶ TASKS ──▶ intake    claim/settle ──▶ EVENTS   report ──▶ LOGS
+//! ```
+//! Nothing here trusts a fire-and-forget call: every publish, ack and renewal is a request whose reply is read
+//! ([`store`], [`delivery`]); the library's own acknowledgement calls take a 503 for success. What an answer means
+//! for a task's chain is decided in [`chain`], in one place.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream;
+use tokio::sync::watch;
+
+pub mod chain;
+pub mod connect;
+pub mod control;
+pub mod dead;
+pub mod delivery;
+pub mod presence;
+pub mod provision;
+pub mod pull;
+pub mod read;
+pub mod store;
+pub mod subjects;
+pub mod submit;
+
+pub use connect::{ConnectError, Patience};
+pub use subjects::Subjects;
+
+/// A connection to the fleet's NATS, cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Bus {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    client: async_nats::Client,
+    js: jetstream::Context,
+    subjects: Subjects,
+    timeout: Duration,
+    connections: watch::Receiver<u64>,
+}
+
+/// Why the bus did not answer as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BusError {
+    /// No answer within the request timeout: what was asked may or may not have happened.
+    #[error("no answer from NATS for {what}")]
+    TimedOut {
+        /// What was asked.
+        what: String,
+    },
+    /// Nobody serves the subject: no stream, no consumer, or no leader just now.
+    #[error("nobody answers {what}: the stream or consumer does not exist (run `windlass init`) or has no leader just now")]
+    NoResponders {
+        /// What was asked.
+        what: String,
+    },
+    /// JetStream said no.
+    #[error("NATS refuses {what}: {text} ({code})")]
+    Refused {
+        /// What was asked.
+        what: String,
+        /// JetStream's error code.
+        code: u64,
+        /// Its text.
+        text: String,
+    },
+    /// The message is larger than the server takes.
+    #[error("{what} is larger than the server's max_payload: {text}")]
+    TooLarge {
+        /// What was sent.
+        what: String,
+        /// Sizes.
+        text: String,
+    },
+    /// A stored message that is not what it should be.
+    #[error("{what} cannot be read: {text}")]
+    Unreadable {
+        /// What was read.
+        what: String,
+        /// What is wrong.
+        text: String,
+    },
+    /// The connection is closed for good.
+    #[error("the connection to NATS is closed ({what})")]
+    Closed {
+        /// What was asked.
+        what: String,
+    },
+}
+
+impl BusError {
+    /// True when the same request may succeed later without anybody mending anything.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } | Self::NoResponders { .. } => true,
+            // Storage limits, resources, leader changes, ingest limits: they pass, or an operator makes them pass.
+            Self::Refused { code, .. } => matches!(code, 10008 | 10023 | 10047 | 10077 | 10158 | 10164 | 10167),
+            Self::TooLarge { .. } | Self::Unreadable { .. } | Self::Closed { .. } => false,
+        }
+    }
+}
+
+impl Bus {
+    /// The names of subjects and streams.
+    #[must_use]
+    pub fn subjects(&self) -> &Subjects {
+        &self.inner.subjects
+    }
+
+    /// Largest message that the connected server takes, headers included, in bytes.
+    #[must_use]
+    pub fn max_payload(&self) -> usize {
+        self.inner.client.max_payload()
+    }
+
+    /// The connected server's version.
+    #[must_use]
+    pub fn server_version(&self) -> String {
+        self.inner.client.server_info().version
+    }
+
+    /// Changes each time the connection was made anew: what was subscribed or asked before may be lost.
+    #[must_use]
+    pub fn connections(&self) -> watch::Receiver<u64> {
+        self.inner.connections.clone()
+    }
+
+    /// Ends the connection after everything queued was sent. Nothing can be said afterwards.
+    pub async fn close(&self) {
+        if let Err(error) = tokio::time::timeout(self.inner.timeout, self.inner.client.drain()).await {
+            tracing::debug!(%error, "connection did not drain in time");
+        }
+    }
+
+    async fn stream(&self, name: &str) -> Result<jetstream::stream::Stream<()>, BusError> {
+        let what = || format!("stream {name}");
+        self.inner.js.get_stream_no_info(name).await.map_err(|e| BusError::Unreadable { what: what(), text: e.to_string() })
+    }
+}

@@ -1,0 +1,166 @@
+//! Connecting, and what must be true of the server.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::{ConnectErrorKind, ConnectOptions, Event, jetstream};
+use tokio::sync::watch;
+
+use super::{Bus, Inner, Subjects};
+use crate::config;
+use crate::retry::Delays;
+
+/// Oldest server that keeps every promise of the contract, see `docs/protocol.md`.
+pub const SERVER_FLOOR: (u64, u64, u64) = (2, 12, 3);
+
+/// Whether to wait for a server that is not there yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    /// A verb for people: say at once that nobody answers.
+    FailFast,
+    /// A worker: NATS may start after it.
+    Wait,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// Nobody answers, or not as a NATS server does.
+    #[error("cannot reach NATS at {server}: {error}")]
+    Unreachable {
+        /// As configured.
+        server: String,
+        /// The library's words.
+        error: String,
+    },
+    /// The server does not let us in.
+    #[error("NATS at {server} refuses these credentials: {error}; give others with --creds or NATS_CREDS")]
+    NotPermitted {
+        /// As configured.
+        server: String,
+        /// The library's words.
+        error: String,
+    },
+    /// The credentials file cannot be read.
+    #[error("cannot read credentials {path}: {error}")]
+    Credentials {
+        /// As configured.
+        path: String,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+    /// The server cannot keep the promises.
+    #[error("nats-server {version} is too old: {}.{}.{} or newer is needed (older ones cannot fence an event by its whole chain)", SERVER_FLOOR.0, SERVER_FLOOR.1, SERVER_FLOOR.2)]
+    TooOld {
+        /// What it says of itself.
+        version: String,
+    },
+}
+
+impl Bus {
+    /// Connects to the servers of `config` under the client name `name`.
+    ///
+    /// # Errors
+    /// When nobody answers (at once, or never with [`Patience::Wait`]), the credentials are refused, or the server is too old.
+    pub async fn connect(config: &config::Bus, name: &str, patience: Patience) -> Result<Self, ConnectError> {
+        let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(2));
+        let (connected, connections) = watch::channel(0);
+        let connected = Arc::new(connected);
+        let client = loop {
+            match attempt(config, name, Arc::clone(&connected)).await {
+                Ok(client) => break client,
+                Err(error @ ConnectError::Unreachable { .. }) if patience == Patience::Wait => {
+                    tracing::warn!(%error, "waiting for NATS");
+                    delays.wait().await;
+                }
+                Err(error) => return Err(error),
+            }
+        };
+        let version = client.server_info().version;
+        if version_of(&version) < Some(SERVER_FLOOR) {
+            return Err(ConnectError::TooOld { version });
+        }
+        let timeout = Duration::from_secs_f64(config.request_timeout_s);
+        let js = jetstream::context::ContextBuilder::new().timeout(timeout).build(client.clone());
+        Ok(Self { inner: Arc::new(Inner { client, js, subjects: Subjects::new(&config.prefix), timeout, connections }) })
+    }
+}
+
+/// `2.12.3-RC.1` → `(2, 12, 3)`.
+pub(crate) fn version_of(text: &str) -> Option<(u64, u64, u64)> {
+    let core = text.trim_start_matches('v').split(['-', '+']).next()?;
+    let mut numbers = core.split('.').map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+async fn attempt(config: &config::Bus, name: &str, connected: Arc<watch::Sender<u64>>) -> Result<async_nats::Client, ConnectError> {
+    let mut options = ConnectOptions::new()
+        .name(name)
+        .ping_interval(Duration::from_secs_f64(config.ping_interval_s))
+        .request_timeout(Some(Duration::from_secs_f64(config.request_timeout_s)))
+        .reconnect_delay_callback(reconnect_delay)
+        .event_callback(move |event| {
+            // The library waits for this callback: it must not.
+            on_event(&event, &connected);
+            async {}
+        });
+    if !config.creds.is_empty() {
+        let path = Path::new(&config.creds);
+        options = options.credentials_file(path).await.map_err(|error| ConnectError::Credentials { path: config.creds.clone(), error })?;
+    }
+    let servers: Vec<&str> = config.server.split(',').map(str::trim).filter(|s| !s.is_empty()).collect();
+    let server = config.server.clone();
+    options.connect(servers.as_slice()).await.map_err(|e| {
+        let error = std::error::Error::source(&e).map_or_else(|| e.to_string(), |source| format!("{e}: {source}"));
+        match e.kind() {
+            ConnectErrorKind::Authentication | ConnectErrorKind::AuthorizationViolation => ConnectError::NotPermitted { server, error },
+            ConnectErrorKind::ServerParse
+            | ConnectErrorKind::Dns
+            | ConnectErrorKind::TimedOut
+            | ConnectErrorKind::Tls
+            | ConnectErrorKind::Io
+            | ConnectErrorKind::MaxReconnects => ConnectError::Unreachable { server, error },
+        }
+    })
+}
+
+/// At once first, then up to two seconds, jittered: a fleet must not come back in step.
+fn reconnect_delay(attempts: usize) -> Duration {
+    if attempts <= 1 {
+        return Duration::from_millis(u64::from(jitter()) % 50);
+    }
+    let nominal = 50_u64.saturating_mul(1 << attempts.min(6)).min(2000);
+    Duration::from_millis(nominal / 2 + u64::from(jitter()) % nominal)
+}
+
+fn jitter() -> u32 {
+    uuid::Uuid::now_v7().as_u128() as u32
+}
+
+fn on_event(event: &Event, connected: &watch::Sender<u64>) {
+    match event {
+        Event::Connected => {
+            connected.send_modify(|n| *n += 1);
+            tracing::info!("connected to NATS");
+        }
+        Event::Disconnected => tracing::warn!("disconnected from NATS, reconnecting"),
+        Event::LameDuckMode => tracing::warn!("the NATS server is about to stop"),
+        Event::Draining | Event::Closed => tracing::debug!(%event, "connection to NATS"),
+        Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => tracing::warn!(%event, "connection to NATS"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_compare_by_number() {
+        assert!(version_of("2.12.3") >= Some(SERVER_FLOOR));
+        assert!(version_of("2.15.1-RC.1") >= Some(SERVER_FLOOR));
+        assert!(version_of("2.9.10") < Some(SERVER_FLOOR));
+        assert!(version_of("2.12.2") < Some(SERVER_FLOOR));
+        assert!(version_of("nonsense") < Some(SERVER_FLOOR));
+    }
+}

@@ -1,0 +1,88 @@
+//! One delivery of a queued message, and the confirmed ways to answer it.
+//!
+//! JetStream does not fence acknowledgements: that of a stale delivery acts on the message that another worker now
+//! runs. Whoever calls these must know that the task is over or still his; [`crate::intake::Lease`] is the only caller.
+
+use std::time::Duration;
+
+use async_nats::{HeaderMap, Message, Request, Subject};
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::store::request_error;
+use super::{Bus, BusError};
+use crate::task::Time;
+
+/// One delivery.
+#[derive(Debug, Clone)]
+pub struct Delivery {
+    bus: Bus,
+    reply: Subject,
+    /// Subject that the assignment was published to.
+    pub subject: String,
+    /// Headers.
+    headers: HeaderMap,
+    /// The assignment's bytes.
+    pub payload: Bytes,
+    /// When it came, by the monotonic clock.
+    pub received: Instant,
+    /// How often the message was handed out, this time included.
+    pub deliveries: u64,
+    /// Its sequence in the stream of tasks.
+    pub sequence: u64,
+    /// When it was stored there.
+    pub submitted_at: Time,
+}
+
+impl Delivery {
+    /// Reads what the server sent; none for status messages and for what does not come from a stream.
+    pub(super) fn read(bus: &Bus, message: Message) -> Option<Self> {
+        let reply = message.reply.clone()?;
+        let message = async_nats::jetstream::Message { message, context: bus.inner.js.clone() };
+        let info = message.info().ok()?;
+        let (deliveries, sequence) = (u64::try_from(info.delivered).unwrap_or(1), info.stream_sequence);
+        let micros = i64::try_from(info.published.unix_timestamp_nanos() / 1000).unwrap_or(0);
+        let message = message.message;
+        Some(Self {
+            bus: bus.clone(),
+            reply,
+            subject: message.subject.to_string(),
+            headers: message.headers.unwrap_or_default(),
+            payload: message.payload,
+            received: Instant::now(),
+            deliveries,
+            sequence,
+            submitted_at: Time::from_micros(micros),
+        })
+    }
+
+    /// A header's value.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(async_nats::HeaderValue::as_str)
+    }
+
+    /// Removes the message from the queue; confirmed.
+    pub(crate) async fn ack(&self) -> Result<(), BusError> {
+        self.answer("+ACK".into()).await
+    }
+
+    /// Gives the message back, to be handed out again after `delay`; confirmed.
+    pub(crate) async fn nak(&self, delay: Duration) -> Result<(), BusError> {
+        let body = if delay.is_zero() { "-NAK".to_owned() } else { format!("-NAK {{\"delay\":{}}}", delay.as_nanos()) };
+        self.answer(body.into()).await
+    }
+
+    /// Starts `ack_wait` anew; confirmed.
+    pub(crate) async fn progress(&self) -> Result<(), BusError> {
+        self.answer("+WPI".into()).await
+    }
+
+    async fn answer(&self, body: Bytes) -> Result<(), BusError> {
+        let request = Request::new().payload(body).timeout(Some(self.bus.inner.timeout));
+        match self.bus.inner.client.send_request(self.reply.clone(), request).await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(request_error(&error, &format!("the delivery of {}", self.subject))),
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Streams and consumers as the contract wants them: planned, applied, and checked before a worker starts.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::{AckPolicy, pull};
+use async_nats::jetstream::stream::{Compression, Config as StreamConfig, DiscardPolicy, RetentionPolicy, StorageType};
+use async_nats::jetstream::{self};
+
+use super::chain::read_error;
+use super::{Bus, BusError, Subjects};
+use crate::config::Config;
+use crate::task::{ClassName, Priority};
+
+/// What is to be done to one stream or consumer.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct Change {
+    /// `stream WINDLASS_TASKS`, `consumer cpu_short-high`.
+    pub what: String,
+    /// Create, update, nothing, or what stands in the way.
+    pub action: Action,
+    /// The keys that differ: `key: is → should be`.
+    pub differences: Vec<String>,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It is not there.
+    Create,
+    /// It differs in keys that can be changed.
+    Update,
+    /// It is as it should be.
+    Keep,
+    /// It differs in a key that the server does not change; an operator must decide.
+    Conflict,
+}
+
+fn hours(h: f64) -> Duration {
+    Duration::from_secs_f64(h * 3600.0)
+}
+
+/// The streams of the contract.
+fn streams(subjects: &Subjects, config: &Config) -> Vec<StreamConfig> {
+    let s = &config.streams;
+    let base = |name: String, subject: String, max_age_h: f64| StreamConfig {
+        name,
+        subjects: vec![subject],
+        storage: StorageType::File,
+        retention: RetentionPolicy::Limits,
+        num_replicas: s.replicas as usize,
+        max_age: hours(max_age_h),
+        duplicate_window: Duration::from_secs(600).min(hours(max_age_h)),
+        ..StreamConfig::default()
+    };
+    let prefix = subjects.prefix();
+    vec![
+        StreamConfig {
+            retention: RetentionPolicy::WorkQueue,
+            discard: DiscardPolicy::New,
+            max_messages_per_subject: 1,
+            discard_new_per_subject: true,
+            description: Some("windlass: assignments".to_owned()),
+            ..base(subjects.tasks_stream(), subjects.all_tasks(), s.tasks_max_age_h)
+        },
+        StreamConfig {
+            deny_delete: true,
+            deny_purge: true,
+            description: Some("windlass: one chain of events per task".to_owned()),
+            ..base(subjects.events_stream(), subjects.events_filter(None, None), s.events_max_age_h)
+        },
+        StreamConfig {
+            compression: Some(Compression::S2),
+            max_bytes: i64::try_from(s.logs_max.bytes()).unwrap_or(i64::MAX),
+            description: Some("windlass: output of tasks".to_owned()),
+            ..base(subjects.logs_stream(), format!("{prefix}.logs.*.*.*.*"), s.logs_max_age_h)
+        },
+        StreamConfig {
+            max_messages_per_subject: 1,
+            description: Some("windlass: cancel requests".to_owned()),
+            ..base(subjects.control_stream(), subjects.all_control(), s.control_max_age_h)
+        },
+        StreamConfig {
+            description: Some("windlass: dead letters".to_owned()),
+            ..base(subjects.dead_stream(), subjects.dead_filter(None, None), s.dead_max_age_h)
+        },
+        StreamConfig {
+            max_messages_per_subject: 1,
+            discard: DiscardPolicy::New,
+            allow_rollup: true,
+            allow_direct: true,
+            deny_delete: true,
+            max_age: Duration::from_secs(20),
+            duplicate_window: Duration::from_secs(20),
+            description: Some("windlass: presence of workers".to_owned()),
+            ..base(subjects.workers_stream(), subjects.worker_key(">"), 1.0)
+        },
+    ]
+}
+
+fn consumers(subjects: &Subjects, config: &Config) -> Vec<(String, pull::Config)> {
+    let one = |class: &ClassName, priority: Priority| {
+        let name = Subjects::consumer(class, priority);
+        let consumer = pull::Config {
+            durable_name: Some(name.clone()),
+            filter_subject: subjects.queue_filter(class, priority),
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: Duration::from_secs_f64(config.lease.ack_wait_s),
+            max_deliver: -1,
+            max_ack_pending: config.streams.max_ack_pending,
+            max_waiting: config.streams.max_waiting,
+            num_replicas: config.streams.replicas as usize,
+            ..pull::Config::default()
+        };
+        (name, consumer)
+    };
+    config.classes.keys().flat_map(|class| Priority::ALL.into_iter().map(move |priority| one(class, priority))).collect()
+}
+
+/// The keys whose values carry promises: `(key, is, should be, can be changed)`.
+fn stream_differences(is: &StreamConfig, should: &StreamConfig) -> Vec<(&'static str, String, String, bool)> {
+    let mut differences = Vec::new();
+    macro_rules! compare {
+        ($($key:ident: $changeable:literal),* $(,)?) => {
+            $(if is.$key != should.$key {
+                differences.push((stringify!($key), format!("{:?}", is.$key), format!("{:?}", should.$key), $changeable));
+            })*
+        };
+    }
+    compare!(subjects: true, retention: false, storage: false, discard: true, max_messages_per_subject: true, discard_new_per_subject: true,
+        max_age: true, num_replicas: true, deny_delete: false, deny_purge: false, allow_rollup: true, duplicate_window: true);
+    if should.max_bytes > 0 && is.max_bytes != should.max_bytes {
+        differences.push(("max_bytes", is.max_bytes.to_string(), should.max_bytes.to_string(), true));
+    }
+    if should.compression.is_some() && is.compression != should.compression {
+        differences.push(("compression", format!("{:?}", is.compression), format!("{:?}", should.compression), true));
+    }
+    differences
+}
+
+fn consumer_differences(is: &pull::Config, should: &pull::Config) -> Vec<(&'static str, String, String, bool)> {
+    let mut differences = Vec::new();
+    macro_rules! compare {
+        ($($key:ident: $changeable:literal),* $(,)?) => {
+            $(if is.$key != should.$key {
+                differences.push((stringify!($key), format!("{:?}", is.$key), format!("{:?}", should.$key), $changeable));
+            })*
+        };
+    }
+    compare!(filter_subject: true, ack_policy: false, ack_wait: true, max_deliver: true, max_ack_pending: true, max_waiting: false, backoff: true);
+    differences
+}
+
+/// Keys that a worker does not start without: they carry the promises. The others are sizes and ages, an operator's choice.
+const PROMISES: [&str; 12] = [
+    "subjects",
+    "retention",
+    "discard",
+    "max_messages_per_subject",
+    "discard_new_per_subject",
+    "deny_delete",
+    "deny_purge",
+    "filter_subject",
+    "ack_policy",
+    "ack_wait",
+    "max_deliver",
+    "backoff",
+];
+
+/// Why a worker does not start against these streams.
+#[derive(Debug, thiserror::Error)]
+pub enum UnfitStreams {
+    /// They are missing or break promises.
+    #[error("the streams do not keep the contract; run `windlass init`:\n{}", .0.iter().map(|l| format!("  {l}")).collect::<Vec<_>>().join("\n"))]
+    Broken(Vec<String>),
+    /// They could not be looked at.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+}
+
+/// What `windlass init` would do.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn plan(bus: &Bus, config: &Config) -> Result<Vec<Change>, BusError> {
+    let mut changes = Vec::new();
+    for should in streams(bus.subjects(), config) {
+        let is = stream_config(bus, &should.name).await?;
+        let differences = is.as_ref().map(|is| stream_differences(is, &should));
+        changes.push(change(format!("stream {}", should.name), differences));
+    }
+    for (name, should) in consumers(bus.subjects(), config) {
+        let is = consumer_config(bus, &name).await?;
+        let differences = is.as_ref().map(|is| consumer_differences(is, &should));
+        changes.push(change(format!("consumer {name}"), differences));
+    }
+    Ok(changes)
+}
+
+fn change(what: String, differences: Option<Vec<(&'static str, String, String, bool)>>) -> Change {
+    let Some(differences) = differences else { return Change { what, action: Action::Create, differences: vec![] } };
+    let action = match differences.as_slice() {
+        [] => Action::Keep,
+        all if all.iter().all(|d| d.3) => Action::Update,
+        _ => Action::Conflict,
+    };
+    let differences = differences.into_iter().map(|(key, is, should, _)| format!("{key}: {is} → {should}")).collect();
+    Change { what, action, differences }
+}
+
+/// Creates what is missing and updates what differs; destroys nothing. A conflict is left as it is.
+///
+/// # Errors
+/// When the server refuses or does not answer; what was done before stays.
+pub async fn apply(bus: &Bus, config: &Config) -> Result<Vec<Change>, BusError> {
+    let changes = plan(bus, config).await?;
+    let todo = |what: &str| changes.iter().any(|c| c.what == what && matches!(c.action, Action::Create | Action::Update));
+    for stream in streams(bus.subjects(), config) {
+        let what = format!("stream {}", stream.name);
+        if todo(&what) {
+            bus.inner.js.create_or_update_stream(stream).await.map(|_| ()).map_err(|e| refused(&e, what))?;
+        }
+    }
+    for (name, consumer) in consumers(bus.subjects(), config) {
+        let what = format!("consumer {name}");
+        if todo(&what) {
+            let stream = bus.subjects().tasks_stream();
+            bus.inner.js.create_consumer_on_stream(consumer, stream).await.map(|_| ()).map_err(|e| refused(&e, what))?;
+        }
+    }
+    Ok(changes)
+}
+
+/// Checks that streams and consumers keep the contract.
+///
+/// # Errors
+/// Names every key that breaks a promise.
+pub async fn check(bus: &Bus, config: &Config) -> Result<(), UnfitStreams> {
+    let mut broken = Vec::new();
+    for change in plan(bus, config).await? {
+        match change.action {
+            Action::Keep => {}
+            Action::Create => broken.push(format!("{}: does not exist", change.what)),
+            Action::Update | Action::Conflict => {
+                for difference in change.differences {
+                    if PROMISES.iter().any(|key| difference.starts_with(&format!("{key}:"))) {
+                        broken.push(format!("{}: {difference}", change.what));
+                    } else {
+                        tracing::warn!(what = change.what, difference, "differs from the configuration");
+                    }
+                }
+            }
+        }
+    }
+    if broken.is_empty() { Ok(()) } else { Err(UnfitStreams::Broken(broken)) }
+}
+
+fn refused(error: &(dyn std::error::Error + 'static), what: String) -> BusError {
+    match read_error(error, what.clone()) {
+        BusError::TimedOut { .. } => BusError::Refused { what, code: 0, text: error.to_string() },
+        other => other,
+    }
+}
+
+async fn stream_config(bus: &Bus, name: &str) -> Result<Option<StreamConfig>, BusError> {
+    match bus.inner.js.get_stream(name).await {
+        Ok(stream) => Ok(Some(stream.cached_info().config.clone())),
+        Err(error) => match error.kind() {
+            jetstream::context::GetStreamErrorKind::JetStream(e) if e.error_code() == jetstream::ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            jetstream::context::GetStreamErrorKind::JetStream(e) => {
+                Err(BusError::Refused { what: format!("stream {name}"), code: e.error_code().0, text: e.to_string() })
+            }
+            jetstream::context::GetStreamErrorKind::EmptyName
+            | jetstream::context::GetStreamErrorKind::InvalidStreamName
+            | jetstream::context::GetStreamErrorKind::Request => Err(read_error(&error, format!("stream {name}"))),
+        },
+    }
+}
+
+async fn consumer_config(bus: &Bus, name: &str) -> Result<Option<pull::Config>, BusError> {
+    let stream = bus.subjects().tasks_stream();
+    let path = format!("CONSUMER.INFO.{stream}.{name}");
+    let reply: Result<jetstream::response::Response<serde_json::Value>, _> = bus.inner.js.request(path, &()).await;
+    let what = || format!("consumer {name}");
+    match reply {
+        Ok(jetstream::response::Response::Ok(info)) => {
+            let config = info.get("config").cloned().unwrap_or_default();
+            serde_json::from_value(config).map(Some).map_err(|e| BusError::Unreadable { what: what(), text: e.to_string() })
+        }
+        Ok(jetstream::response::Response::Err { error }) => match error.error_code() {
+            jetstream::ErrorCode::CONSUMER_NOT_FOUND | jetstream::ErrorCode::STREAM_NOT_FOUND => Ok(None),
+            code => Err(BusError::Refused { what: what(), code: code.0, text: error.to_string() }),
+        },
+        Err(error) => Err(read_error(&error, what())),
+    }
+}
