@@ -86,13 +86,15 @@ impl Merge {
                 continue;
             };
             for (key, value) in keys {
-                match value {
-                    Value::Table(class) if section == "classes" && !class.is_empty() => {
-                        for (class_key, value) in class {
-                            self.key(&[section, key, class_key], value, origin);
-                        }
+                // An empty table is set as a whole, so that the class is there at all.
+                if let (true, Value::Table(class)) = (section == "classes", value)
+                    && !class.is_empty()
+                {
+                    for (class_key, value) in class {
+                        self.key(&[section, key, class_key], value, origin);
                     }
-                    _ => self.key(&[section, key], value, origin),
+                } else {
+                    self.key(&[section, key], value, origin);
                 }
             }
         }
