@@ -12,6 +12,7 @@ pub mod prepare;
 pub mod report;
 pub mod retry;
 pub mod settle;
+pub mod shutdown;
 pub mod supervisor;
 pub mod task;
 pub mod telemetry;
