@@ -32,7 +32,6 @@ mod lane;
 mod local;
 mod publisher;
 mod pump;
-mod receipt;
 mod recorder;
 mod spool;
 mod tail;
@@ -45,7 +44,6 @@ mod tests;
 
 pub use fault::Fault;
 pub use local::{LocalLogs, Pruned, prune};
-pub use receipt::Receipt;
 pub use recorder::{AllChunksConfirmed, Recorded, Recorder, RecorderConfig, ReportError};
 
 /// Where chunks go: the bus, or a fake in unit tests.
