@@ -32,6 +32,7 @@ mod lane;
 mod local;
 mod publisher;
 mod pump;
+mod receipt;
 mod recorder;
 mod spool;
 mod tail;
@@ -44,6 +45,7 @@ mod tests;
 
 pub use fault::Fault;
 pub use local::{LocalLogs, Pruned, prune};
+pub use receipt::Receipt;
 pub use recorder::{AllChunksConfirmed, Recorded, Recorder, RecorderConfig, ReportError};
 
 /// Where chunks go: the bus, or a fake in unit tests.

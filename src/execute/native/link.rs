@@ -98,7 +98,7 @@ impl Supervisor {
         let (ours, theirs) = socket::pair().map_err(StartError::Process)?;
         let child = Command::new(exe).arg("supervisor").stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn().map_err(StartError::Process)?;
         let pid = child.id();
-        let socket = AsyncFd::register(ours).map_err(StartError::Process)?;
+        let socket = registered(ours).map_err(StartError::Process)?;
         let start = Request::Start { cgroup: config.clone(), instance: instance.to_owned() };
         send(&socket, &packet(&start, vec![]).map_err(StartError::Process)?).await.map_err(StartError::Process)?;
         let mut buffer = vec![0; INLINE_LIMIT + 1];
@@ -244,6 +244,12 @@ fn millis(duration: Duration) -> u64 {
 
 fn packet(request: &Request, fds: Vec<OwnedFd>) -> std::io::Result<Packet> {
     Packet::new(&frame::encode(request).map_err(std::io::Error::other)?, fds)
+}
+
+#[expect(unsafe_code, reason = "tokio wants a promise that the descriptor stays open")]
+fn registered(socket: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    // SAFETY: the descriptor is owned by what is registered, which never gives it away before it is deregistered.
+    unsafe { AsyncFd::register(socket) }.map_err(|error| std::io::Error::other(error.to_string()))
 }
 
 async fn send(socket: &AsyncFd<OwnedFd>, packet: &Packet) -> std::io::Result<()> {
