@@ -3,6 +3,7 @@
 
 pub mod bus;
 pub mod claim;
+pub mod cli;
 pub mod config;
 pub mod execute;
 pub mod intake;
