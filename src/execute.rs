@@ -1,2 +1,3 @@
-//! stub
+//! Stage 5, execute: the program of a task, run under its limits until its whole tree is gone.
+
 pub mod native;

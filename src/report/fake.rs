@@ -101,19 +101,26 @@ impl ChunkSink for FakeSink {
         };
         self.in_flight_peak.fetch_max(self.in_flight.fetch_add(1, SeqCst) + 1, SeqCst);
         let _ = self.there.subscribe().wait_for(|there| *there).await;
+        let result = self.answer(subject, &msg_id, nth, body).await;
         self.in_flight.fetch_sub(1, SeqCst);
+        result
+    }
+}
+
+impl FakeSink {
+    async fn answer(&self, subject: String, msg_id: &str, nth: usize, body: Bytes) -> Result<(), SinkError> {
         let lost = || Err(SinkError::Retry("no answer".to_owned()));
-        match (self.script)(&msg_id, nth) {
+        match (self.script)(msg_id, nth) {
             Answer::Retry => return lost(),
             Answer::Refused => return Err(SinkError::Refused("maximum payload".to_owned())),
             Answer::StoredUnheard => {
-                self.store(subject, &msg_id, body);
+                self.store(subject, msg_id, body);
                 return lost();
             }
             Answer::Slow(delay) => tokio::time::sleep(delay).await,
             Answer::Stored => {}
         }
-        self.store(subject, &msg_id, body);
+        self.store(subject, msg_id, body);
         Ok(())
     }
 }

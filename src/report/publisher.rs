@@ -17,8 +17,11 @@ use super::spool::{Reader, Spool};
 use super::{ChunkSink, SinkError};
 use crate::task::event::Manifest;
 
-/// Pieces that are read and encoded in one visit to the blocking pool, and kept ready beside the window.
+/// Pieces that are read and digested in one visit to the blocking pool, and kept ready beside the window.
 const AHEAD: usize = 4;
+
+/// Largest chunk whose body is written on the runtime's thread: cheaper than to wake another one.
+const WRITTEN_HERE: usize = 4 << 10;
 
 /// First and longest wait before a chunk is sent again.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -33,7 +36,7 @@ pub(super) struct Publisher<S> {
     pub(super) gauge: Gauge,
 }
 
-/// Reads and encodes, on the blocking pool: 64 KiB of JSON and SHA-256 are a tenth of a millisecond.
+/// What has to happen in the order of the chunks, on the blocking pool: a read can wait for the disk.
 pub(super) struct Stage {
     pub(super) reader: Reader,
     pub(super) chunker: Chunker,
@@ -45,7 +48,7 @@ impl Stage {
         while out.len() < AHEAD
             && let Some(piece) = self.reader.next().map_err(|e| Fault::spool(spool.dir(), e))?
         {
-            self.chunker.encode(piece, &mut out)?;
+            self.chunker.cut(piece, &mut out);
         }
         Ok(out)
     }
@@ -81,7 +84,7 @@ impl<S: ChunkSink> Publisher<S> {
                 in_flight.push(deliver(Arc::clone(&self.sink), chunk));
             }
             if let Some(stage) = resting.take() {
-                let ended = stage.reader.ended();
+                let ended = stage.reader.ended() || stage.reader.was_silent();
                 if ended && ready.is_empty() && in_flight.is_empty() {
                     return Ok(Some(stage.chunker.manifest()));
                 }
@@ -98,7 +101,7 @@ impl<S: ChunkSink> Publisher<S> {
                     *preparing = None;
                     let (stage, prepared) = done?;
                     let prepared = prepared?;
-                    buffered += prepared.iter().map(|chunk| chunk.body.len()).sum::<usize>();
+                    buffered += prepared.iter().map(Prepared::len).sum::<usize>();
                     ready.extend(prepared);
                     resting = Some(stage);
                 }
@@ -128,13 +131,20 @@ async fn joined(preparing: &mut Option<Preparing>) -> Result<(Stage, Result<Vec<
     }
 }
 
-/// Publishes one chunk until it is confirmed; returns the size of its body.
-async fn deliver<S: ChunkSink>(sink: Arc<S>, chunk: Prepared) -> Result<usize, Fault> {
-    let Prepared { subject, msg_id, content_type, body } = chunk;
+/// Publishes one chunk until it is confirmed; returns the output in it.
+async fn deliver<S: ChunkSink>(sink: Arc<S>, mut chunk: Prepared) -> Result<usize, Fault> {
+    let (subject, msg_id) = (std::mem::take(&mut chunk.subject), std::mem::take(&mut chunk.msg_id));
+    let (len, content_type) = (chunk.len(), chunk.encoding.content_type());
+    // Bodies are written side by side, small ones at once.
+    let body = if len <= WRITTEN_HERE {
+        chunk.body()?
+    } else {
+        spawn_blocking(move || chunk.body()).await.map_err(|e| Fault::Internal(e.to_string()))??
+    };
     let mut tries = 0;
     loop {
         match sink.publish(subject.clone(), msg_id.clone(), content_type, body.clone()).await {
-            Ok(()) => return Ok(body.len()),
+            Ok(()) => return Ok(len),
             Err(SinkError::Refused(reason)) => return Err(Fault::Refused { msg_id, reason }),
             Err(SinkError::Retry(reason)) => {
                 tracing::debug!(%msg_id, tries, %reason, "chunk not confirmed");

@@ -168,7 +168,7 @@ impl Recorder {
         self.stderr_tail.text()
     }
 
-    /// Bytes of output in memory now: some ten chunks before the disk, and the window after it.
+    /// Bytes of output in memory now, before encoding: some ten chunks before the disk, and the window after it.
     #[must_use]
     pub fn buffered_bytes(&self) -> usize {
         self.gauge.now()

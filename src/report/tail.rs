@@ -49,6 +49,8 @@ mod tests {
         tail.push("€".repeat(3000).as_bytes());
         assert_eq!(tail.text(), "€".repeat(4096 / 3));
         tail.push(&[0xFF; 9000]);
+        tail.push(&[0xFF; 9]);
+        assert_eq!(tail.0.lock().expect("not poisoned").len(), KEEP, "no more than that is in memory");
         assert_eq!(tail.text(), "\u{FFFD}".repeat(4096 / 3));
     }
 }

@@ -60,6 +60,11 @@ impl Reader {
         self.ended
     }
 
+    /// True when output has ended and there was none: known without the disk.
+    pub(in super::super) fn was_silent(&self) -> bool {
+        self.emitted.is_none() && self.markers.is_empty() && self.spool.lock().exhausted()
+    }
+
     /// The next piece, `None` when there is none yet, or at the end.
     pub(in super::super) fn next(&mut self) -> io::Result<Option<Piece>> {
         let Some(mut piece) = self.advance()? else { return Ok(None) };

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Writes `total` bytes to stdout in the given portions below a cap.
+/// Writes `total` bytes to stdout of an attempt with a cap.
 async fn capped(cap: u64, chunk: u64, total: usize) -> (Vec<u8>, Recorded, Output) {
     let attempt = Setup { cap, chunk, ..Setup::default() }.start(FakeSink::instant());
     let Attempt { stdout, .. } = attempt;
@@ -32,6 +32,15 @@ async fn above_the_cap_head_and_newest_tail_are_kept_to_the_byte() {
         assert_eq!(marked, [500_000], "the first chunk of the tail says it");
         assert_eq!(output.system(), "output exceeds 1000000; the newest 500000 follow at the end");
     }
+}
+
+#[tokio::test]
+async fn head_and_tail_never_share_a_segment() {
+    // The head ends 1000 bytes into its second segment.
+    let half = (4 << 20) + 1000;
+    let (data, recorded, output) = capped(2 * half as u64, 64 << 10, 12 << 20).await;
+    assert!(output.stdout() == [&data[..half], &data[data.len() - half..]].concat());
+    assert_eq!(recorded.manifest.stdout.dropped_bytes, (data.len() - 2 * half) as u64);
 }
 
 #[tokio::test]

@@ -54,6 +54,7 @@ async fn a_refused_chunk_fails_the_recording_but_the_task_writes_on() {
     let stdout = write(stdout, numbers(100)).await;
     assert!(matches!(attempt.recorder.failed().await, Fault::Refused { .. }));
     let stdout = write(stdout, numbers(8 << 20)).await;
+    assert_eq!(files(&attempt.spool).iter().map(std::fs::Metadata::len).max(), Some(116), "nothing more goes to the disk");
     let (error, sink) = Attempt { stdout, ..attempt }.fail().await;
     assert!(matches!(error.fault, Fault::Refused { .. }) && error.published.is_none());
     assert!(sink.stored().is_empty());

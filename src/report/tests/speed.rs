@@ -58,13 +58,33 @@ async fn throughput() {
 #[ignore = "a measurement"]
 async fn no_op() {
     for output in [&b""[..], b"hello\n"] {
-        let start = Instant::now();
+        let mut spent = Duration::ZERO;
         for _ in 0..2000 {
             let mut attempt = Setup::default().start(FakeSink::instant());
             attempt.stdout.write_all(output).expect("write");
             drop((attempt.stdout, attempt.stderr));
+            let start = Instant::now();
             attempt.recorder.finish(DRAIN).await.expect("recorded");
+            spent += start.elapsed();
         }
-        println!("{} bytes: {:?} per attempt, pipes and a temporary directory included", output.len(), start.elapsed() / 2000);
+        println!("{} bytes: finish takes {:?}", output.len(), spent / 2000);
     }
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn digest() {
+    let block = numbers(64 << 10);
+    let start = Instant::now();
+    let mut digest = Sha256::new();
+    for _ in 0..16 << 10 {
+        digest.update(&block);
+    }
+    println!("SHA-256: {} MB/s ({})", ((1 << 30) as f64 / 1e6 / start.elapsed().as_secs_f64()).round(), hex(&digest.finalize()));
+    let start = Instant::now();
+    let text = String::from_utf8(block).unwrap();
+    for _ in 0..16 << 10 {
+        std::hint::black_box(Encoding::Json.encode(&text).unwrap());
+    }
+    println!("json: {} MB/s", ((1 << 30) as f64 / 1e6 / start.elapsed().as_secs_f64()).round());
 }
