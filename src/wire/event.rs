@@ -72,7 +72,12 @@ impl Encoded {
             }
         }
         if body.len() > room {
-            return Err(format!("event {} of {} bytes does not fit into max_payload {} even when shortened", event.id, body.len(), fit.max_payload));
+            return Err(format!(
+                "event {} of {} bytes does not fit into max_payload {} even when shortened",
+                event.id,
+                body.len(),
+                fit.max_payload
+            ));
         }
         let headers = headers(&event, encoding);
         Ok(Self { subject, kind: event.event, id: event.id, nonce: event.nonce, headers, sha256: sha256_hex(&body), body })
