@@ -84,8 +84,11 @@ impl Encoded {
     }
 }
 
+/// Takes something out of an event; false when there was nothing to take.
+type Shorten = fn(&mut Event) -> bool;
+
 /// What is left out, in this order, until an event fits.
-const SHORTENERS: &[(&str, fn(&mut Event) -> bool)] = &[
+const SHORTENERS: &[(&str, Shorten)] = &[
     ("assignment", |e| e.assignment.take().is_some()),
     ("result.value", |e| e.result.as_mut().is_some_and(|r| std::mem::replace(&mut r.value, Value::Null) != Value::Null)),
     ("result.metrics", |e| e.result.as_mut().is_some_and(|r| std::mem::replace(&mut r.metrics, Value::Null) != Value::Null)),
