@@ -3,7 +3,7 @@
 //! ```text
 //! capacity ─permits─▶ schedule ─asks─▶ queues ─deliveries─▶ attempts (one task each) ─permits─▶ capacity
 //! ```
-//! [`run`] connects the parts and ends when the worker has drained. What one task goes through is in [`attempt`].
+//! [`run`] connects the parts and ends when the worker has drained. What one task goes through is in `attempt`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};

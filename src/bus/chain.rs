@@ -1,6 +1,6 @@
 //! A task's chain of events on the bus: reading its head, appending to it by compare-and-set.
 //!
-//! The decision table of `docs/protocol.md` ("Outcome of an append") is [`after_answer`] and [`after_read_back`].
+//! The decision table of `docs/protocol.md` ("Outcome of an append") is `after_answer` and `after_read_back`.
 //! One append is in flight per task, and a new event is not begun before the fate of the one before is known:
 //! otherwise an event whose answer was lost would look like somebody else's.
 
