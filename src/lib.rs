@@ -2,6 +2,7 @@
 //! acknowledge only what is durably published.
 
 pub mod config;
+pub mod execute;
 pub mod report;
 pub mod supervisor;
 pub mod task;

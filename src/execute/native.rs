@@ -1,0 +1,2 @@
+//! Native.
+pub mod cgroup;
