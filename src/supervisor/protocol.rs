@@ -3,6 +3,8 @@
 //! A spawn request carries three descriptors (stdin, stdout, stderr of the task) as `SCM_RIGHTS`, and a
 //! fourth (a sealed memfd with the frame) when the frame is larger than [`INLINE_LIMIT`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::task::limits::{Limits, Usage};
@@ -55,8 +57,14 @@ pub struct SpawnRequest {
 pub enum Reply {
     /// The supervisor is up, first message of all.
     Ready {
-        /// What it found, for the worker's log and `run.limits.enforced`.
+        /// CPU, memory and process limits are enforced; becomes `run.limits.enforced`.
+        enforced: bool,
+        /// What it found, for the worker's log, e.g. `hybrid: v1 cpu,memory,pids + cgroup2 for tracking`.
         cgroups: String,
+        /// Cgroup directories of this instance, for the worker's sweep should the supervisor die.
+        directories: Vec<PathBuf>,
+        /// Instances of dead workers that were found, and whether nothing is left of them.
+        swept: Vec<(String, bool)>,
     },
     /// The supervisor cannot work here and ends; says what to grant.
     Unfit {

@@ -95,12 +95,19 @@ impl Site {
         for mount in found.iter().filter(|m| !(tracked && m.carries == [Controller::Cpuacct])) {
             match site.take(wish, &place, mount) {
                 Ok(()) => {}
-                Err(_) if best_effort => {}
-                Err(error) => return Err(error),
+                Err(_) if best_effort || (mount.v2 && mount.carries.is_empty()) => {}
+                Err(error) => return Err(site.abandon(error)),
             }
         }
-        site.judge(wish, best_effort)?;
-        Ok(site)
+        match site.judge(wish, best_effort) {
+            Ok(()) => Ok(site),
+            Err(error) => Err(site.abandon(error)),
+        }
+    }
+
+    fn abandon(self, error: Unfit) -> Unfit {
+        let _ = sweep::remove_instances(&self.directories());
+        error
     }
 
     fn take(&mut self, wish: &Wish<'_>, place: &Place<'_>, mount: &Mount) -> Result<(), Unfit> {
