@@ -82,10 +82,15 @@ fn run(args: &Args) -> io::Result<bool> {
     let signals = sys::take_signals()?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     let socket: OwnedFd = io::stdin().as_fd().try_clone_to_owned()?;
-    rustix::net::sockopt::socket_type(&socket).map_err(|_| io::Error::other("standard input is not the worker's socket: this command is not for people"))?;
+    rustix::net::sockopt::socket_type(&socket)
+        .map_err(|_| io::Error::other("standard input is not the worker's socket: this command is not for people"))?;
     let valid = !args.instance.is_empty() && !args.instance.starts_with('.') && !args.instance.contains('/');
     let wish = Wish { mount: &args.mount, parent: &args.parent, instance: &args.instance };
-    let opened = if valid { Site::open(&wish, args.allow_unlimited).map_err(|e| e.to_string()) } else { Err(format!("{:?} is not a directory name", args.instance)) };
+    let opened = if valid {
+        Site::open(&wish, args.allow_unlimited).map_err(|e| e.to_string())
+    } else {
+        Err(format!("{:?} is not a directory name", args.instance))
+    };
     let site = match opened {
         Ok(site) => site,
         Err(error) => {

@@ -44,7 +44,10 @@ impl Program {
         match &self.searched {
             None => vec![self.name.clone()],
             // An empty element is the working directory, as POSIX has it.
-            Some(path) => path.split(':').map(|dir| if dir.is_empty() { format!("./{}", self.name) } else { format!("{dir}/{}", self.name) }).collect(),
+            Some(path) => path
+                .split(':')
+                .map(|dir| if dir.is_empty() { format!("./{}", self.name) } else { format!("{dir}/{}", self.name) })
+                .collect(),
         }
     }
 
@@ -69,9 +72,13 @@ impl Program {
             (Step::Cgroup, _) => SpawnError::Cgroup { path: cgroup.to_owned(), error: error.to_string() },
             (Step::Directory, _) => SpawnError::WorkingDir { path: self.directory.clone(), error: error.to_string() },
             (Step::Exec, Some(libc::ENOENT | libc::ENOTDIR)) => self.missing(error),
-            (Step::Exec, Some(libc::ENOEXEC)) => self.not_executable("not a program: neither a binary of this machine nor a script that begins with #!"),
+            (Step::Exec, Some(libc::ENOEXEC)) => {
+                self.not_executable("not a program: neither a binary of this machine nor a script that begins with #!")
+            }
             (Step::Exec, Some(libc::EACCES)) => self.not_executable(error),
-            (Step::Exec, Some(libc::ELOOP | libc::ETXTBSY | libc::EPERM | libc::EISDIR | libc::ELIBBAD | libc::EINVAL)) => self.not_executable(error),
+            (Step::Exec, Some(libc::ELOOP | libc::ETXTBSY | libc::EPERM | libc::EISDIR | libc::ELIBBAD | libc::EINVAL)) => {
+                self.not_executable(error)
+            }
             (Step::Exec | Step::Session | Step::Guard | Step::Stdio | Step::Privileges, _) => self.other(step.name(), error),
         }
     }
@@ -96,7 +103,8 @@ mod tests {
 
     #[test]
     fn a_bare_name_is_searched_and_a_path_is_not() {
-        let program = |name: &str, searched: Option<&str>| Program { name: name.into(), directory: "/".into(), searched: searched.map(Into::into) };
+        let program =
+            |name: &str, searched: Option<&str>| Program { name: name.into(), directory: "/".into(), searched: searched.map(Into::into) };
         assert_eq!(program("sh", Some("/a:/b")).candidates(), ["/a/sh", "/b/sh"]);
         assert_eq!(program("sh", Some("/a:")).candidates(), ["/a/sh", "./sh"]);
         assert_eq!(program("./sh", None).candidates(), ["./sh"]);

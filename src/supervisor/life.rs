@@ -218,7 +218,10 @@ mod tests {
 
     #[test]
     fn what_is_left_behind_is_counted_once_and_killed() {
-        let (life, start) = play(None, &[(5, OK, Step::Bury), (5, Event::Left(3), Step::Kill), (6, Event::Tick, Step::Bury), (6, Event::Left(1), Step::Kill)]);
+        let (life, start) = play(
+            None,
+            &[(5, OK, Step::Bury), (5, Event::Left(3), Step::Kill), (6, Event::Tick, Step::Bury), (6, Event::Left(1), Step::Kill)],
+        );
         assert_eq!((life.leaked(), life.kill_time(start + ms(8))), (3, ms(3)));
     }
 
@@ -239,9 +242,11 @@ mod tests {
 
     #[test]
     fn a_second_stop_only_shortens() {
-        let (life, start) = play(None, &[(0, Event::Stop { grace: ms(100) }, Step::Terminate), (10, Event::Stop { grace: ms(500) }, Step::Wait)]);
+        let (life, start) =
+            play(None, &[(0, Event::Stop { grace: ms(100) }, Step::Terminate), (10, Event::Stop { grace: ms(500) }, Step::Wait)]);
         assert_eq!(life.deadline(), Some(start + ms(100)));
-        let (life, start) = play(None, &[(0, Event::Stop { grace: ms(100) }, Step::Terminate), (10, Event::Stop { grace: ms(20) }, Step::Wait)]);
+        let (life, start) =
+            play(None, &[(0, Event::Stop { grace: ms(100) }, Step::Terminate), (10, Event::Stop { grace: ms(20) }, Step::Wait)]);
         assert_eq!(life.deadline(), Some(start + ms(30)));
     }
 
@@ -249,7 +254,12 @@ mod tests {
     fn children_keep_the_grace_when_their_leader_obeys_at_once() {
         let (life, _) = play(
             None,
-            &[(0, Event::Stop { grace: ms(100) }, Step::Terminate), (1, OK, Step::Bury), (1, Event::Left(2), Step::Wait), (100, Event::Tick, Step::Kill)],
+            &[
+                (0, Event::Stop { grace: ms(100) }, Step::Terminate),
+                (1, OK, Step::Bury),
+                (1, Event::Left(2), Step::Wait),
+                (100, Event::Tick, Step::Kill),
+            ],
         );
         assert_eq!(life.leaked(), 0, "they were told to end, not left behind");
     }
@@ -257,7 +267,10 @@ mod tests {
     #[test]
     fn a_lease_that_is_not_renewed_kills_and_no_renewal_undoes_it() {
         let renew = Event::Renew { lease: ms(100) };
-        let (life, _) = play(Some(100), &[(90, renew, Step::Wait), (100, Event::Tick, Step::Wait), (190, Event::Tick, Step::Kill), (190, renew, Step::Wait)]);
+        let (life, _) = play(
+            Some(100),
+            &[(90, renew, Step::Wait), (100, Event::Tick, Step::Wait), (190, Event::Tick, Step::Kill), (190, renew, Step::Wait)],
+        );
         assert!(life.lease_expired());
         let (life, _) = play(None, &[(10, renew, Step::Wait)]);
         assert_eq!(life.deadline(), None, "a task without a lease gets none by renewal");

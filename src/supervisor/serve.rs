@@ -240,7 +240,10 @@ impl Server {
             match sys::start(image, stdio, &entrance, self.own_pid) {
                 Ok(started) => return Ok(started),
                 // clone3 unknown (kernel < 5.3), forbidden by a container's seccomp filter, or without cgroup argument (< 5.7).
-                Err(e) if entrance.clone_into.is_some() && matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::E2BIG)) => {
+                Err(e)
+                    if entrance.clone_into.is_some()
+                        && matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM | libc::EINVAL | libc::E2BIG)) =>
+                {
                     self.clone_into = false;
                 }
                 Err(e) => return Err(program.not_cloned(&e, cgroup)),

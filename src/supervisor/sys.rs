@@ -199,17 +199,31 @@ fn last_errno() -> i32 {
 /// Blocked rather than ignored: what is ignored stays ignored through exec, and tasks shall start with defaults.
 #[expect(unsafe_code, reason = "signalfd has no wrapper in our crates")]
 pub(super) fn take_signals() -> io::Result<OwnedFd> {
-    // SAFETY: the sets are initialised by sigemptyset before use; SIG_DFL is a valid disposition for each signal,
-    // and those that refuse it (SIGKILL, SIGSTOP, the C library's own) only return an error.
+    // The kernel's `struct sigaction` with no handler, no flags, nothing masked is all zeroes on every architecture.
+    let default = [0u64; 4];
+    // SAFETY: the sets are initialised by sigemptyset before use; the default is a valid disposition for each signal,
+    // and SIGKILL and SIGSTOP only return an error.
     unsafe {
         for signal in 1..=64 {
-            libc::signal(signal, libc::SIG_DFL);
+            // By system call: the C library does not let go of its own two, and a parent may have left them ignored.
+            let none = ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>());
         }
         let mut blocked = MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(blocked.as_mut_ptr());
         let mut watched = blocked;
         libc::sigaddset(watched.as_mut_ptr(), libc::SIGCHLD);
-        for signal in [libc::SIGCHLD, libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT, libc::SIGPIPE, libc::SIGUSR1, libc::SIGUSR2, libc::SIGTSTP] {
+        for signal in [
+            libc::SIGCHLD,
+            libc::SIGINT,
+            libc::SIGTERM,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGPIPE,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+            libc::SIGTSTP,
+        ] {
             libc::sigaddset(blocked.as_mut_ptr(), signal);
         }
         if libc::sigprocmask(libc::SIG_SETMASK, blocked.as_ptr(), ptr::null_mut()) < 0 {
@@ -245,7 +259,8 @@ pub(super) fn reap() -> Option<Reaped> {
     // SAFETY: both pointers are valid for writes, and all zeroes is a valid rusage.
     let (pid, usage) = unsafe { (libc::wait4(-1, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()), usage.assume_init()) };
     let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
-    let status = if libc::WIFSIGNALED(status) { ExitStatus::Signal(libc::WTERMSIG(status)) } else { ExitStatus::Code(libc::WEXITSTATUS(status)) };
+    let status =
+        if libc::WIFSIGNALED(status) { ExitStatus::Signal(libc::WTERMSIG(status)) } else { ExitStatus::Code(libc::WEXITSTATUS(status)) };
     let us = |t: libc::timeval| u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(t.tv_usec).unwrap_or(0);
     let memory_bytes = u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024;
     Some(Reaped { pid, status, cpu_us: (us(usage.ru_utime), us(usage.ru_stime)), memory_bytes })

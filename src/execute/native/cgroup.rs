@@ -110,7 +110,10 @@ impl Site {
                 (false, _) => "tasks",
             };
             let opened = files::open_write(dir, file);
-            entrance.tasks.push(opened.map_err(|e| SpawnError::Cgroup { path: hierarchy.path.join(&group.name).join(file).display().to_string(), error: e.to_string() })?);
+            entrance.tasks.push(opened.map_err(|e| SpawnError::Cgroup {
+                path: hierarchy.path.join(&group.name).join(file).display().to_string(),
+                error: e.to_string(),
+            })?);
         }
         Ok(entrance)
     }

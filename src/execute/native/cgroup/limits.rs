@@ -173,8 +173,8 @@ fn rate_reads_back(target: &Target<'_>, v1_file: &str, device: &str, v2_key: &st
 /// # Errors
 /// When it is on no block device of its own (tmpfs, overlay, btrfs subvolume): such a limit would not hold.
 pub(super) fn device_of(directory: &Path) -> Result<(u32, u32), SpawnError> {
-    let meta = std::fs::metadata(directory)
-        .map_err(|e| SpawnError::WorkingDir { path: directory.display().to_string(), error: e.to_string() })?;
+    let meta =
+        std::fs::metadata(directory).map_err(|e| SpawnError::WorkingDir { path: directory.display().to_string(), error: e.to_string() })?;
     let (major, minor) = (rustix::fs::major(meta.st_dev()), rustix::fs::minor(meta.st_dev()));
     let sys = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
     if !sys.exists() {
@@ -195,8 +195,13 @@ mod tests {
 
     #[test]
     fn quotas_respect_the_kernels_minimum() {
-        for (cpus, expected) in [(1.0, (100_000, 100_000)), (0.5, (50_000, 100_000)), (0.01, (1_000, 100_000)), (0.005, (5_000, 1_000_000)), (0.0001, (1_000, 1_000_000))]
-        {
+        for (cpus, expected) in [
+            (1.0, (100_000, 100_000)),
+            (0.5, (50_000, 100_000)),
+            (0.01, (1_000, 100_000)),
+            (0.005, (5_000, 1_000_000)),
+            (0.0001, (1_000, 1_000_000)),
+        ] {
             assert_eq!(quota(cpus), Ok(expected), "{cpus}");
         }
         for cpus in [0.0, -1.0, f64::NAN, f64::INFINITY] {

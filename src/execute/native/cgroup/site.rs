@@ -49,7 +49,9 @@ pub enum Unfit {
         error: String,
     },
     /// Swap would escape the memory limit.
-    #[error("this machine has swap and does not account for it, so memory limits would not hold: boot with swapaccount=1, or turn swap off")]
+    #[error(
+        "this machine has swap and does not account for it, so memory limits would not hold: boot with swapaccount=1, or turn swap off"
+    )]
     Swap,
 }
 
@@ -117,7 +119,10 @@ impl Site {
             let parent = parent_directory(place, mount).unwrap_or_else(|| own_directory(place.own, mount).join("windlass"));
             (parent, mount.carries.clone())
         };
-        let at = |path: &Path| { let path = path.to_path_buf(); move |e: io::Error| Unfit::Directory { path, error: e.to_string() } };
+        let at = |path: &Path| {
+            let path = path.to_path_buf();
+            move |e: io::Error| Unfit::Directory { path, error: e.to_string() }
+        };
         make_all(&parent_path).map_err(at(&parent_path))?;
         let parent = files::open_dir(&parent_path).map_err(at(&parent_path))?;
         sweep::lock_parent(&parent).map_err(at(&parent_path))?;
@@ -161,7 +166,8 @@ impl Site {
 
     fn describe(&self) -> String {
         let list = |v2: bool| {
-            let names: Vec<&str> = self.hierarchies.iter().filter(|h| h.v2 == v2).flat_map(|h| h.carries.iter().map(move |c| c.name(v2))).collect();
+            let names: Vec<&str> =
+                self.hierarchies.iter().filter(|h| h.v2 == v2).flat_map(|h| h.carries.iter().map(move |c| c.name(v2))).collect();
             names.join(",")
         };
         let (v1, v2) = (list(false), list(true));
@@ -226,7 +232,8 @@ fn delegated_parent(place: &Place<'_>, mount: &Mount) -> Result<(PathBuf, Vec<Co
         }
     }
     let available = std::fs::read_to_string(base.join("cgroup.controllers")).map_err(at)?;
-    let wanted: Vec<Controller> = mount.carries.iter().copied().filter(|c| available.split_whitespace().any(|a| a == c.name(true))).collect();
+    let wanted: Vec<Controller> =
+        mount.carries.iter().copied().filter(|c| available.split_whitespace().any(|a| a == c.name(true))).collect();
     // EBUSY here: other processes of the unit sit in this cgroup itself; DelegateSubgroup= moves them away.
     enable(base, &wanted).map_err(at)?;
     Ok((parent, wanted))
@@ -236,7 +243,9 @@ fn delegated_parent(place: &Place<'_>, mount: &Mount) -> Result<(PathBuf, Vec<Co
 fn delegated_base(own: &Path, mount: &Mount) -> Option<PathBuf> {
     let marked = |dir: &Path| {
         let mut value = [0u8; 8];
-        ["trusted.delegate", "user.delegate"].iter().any(|name| rustix::fs::getxattr(dir, *name, &mut value).is_ok_and(|n| value[..n] == *b"1"))
+        ["trusted.delegate", "user.delegate"]
+            .iter()
+            .any(|name| rustix::fs::getxattr(dir, *name, &mut value).is_ok_and(|n| value[..n] == *b"1"))
     };
     let above = own.parent().filter(|dir| dir.starts_with(&mount.point));
     if let Some(dir) = [Some(own), above].into_iter().flatten().find(|dir| marked(dir)) {
@@ -246,7 +255,8 @@ fn delegated_base(own: &Path, mount: &Mount) -> Option<PathBuf> {
         return None;
     }
     // Delegation to a user is ownership: whoever may write cgroup.procs and subtree_control may work here.
-    let ours = |dir: &Path| ["cgroup.procs", "cgroup.subtree_control"].iter().all(|f| rustix::fs::access(dir.join(f), Access::WRITE_OK).is_ok());
+    let ours =
+        |dir: &Path| ["cgroup.procs", "cgroup.subtree_control"].iter().all(|f| rustix::fs::access(dir.join(f), Access::WRITE_OK).is_ok());
     [above, Some(own)].into_iter().flatten().find(|dir| ours(dir)).map(Path::to_path_buf)
 }
 
@@ -270,7 +280,11 @@ fn leave(base: &Path, own: &Path) -> io::Result<()> {
 fn enable(path: &Path, controllers: &[Controller]) -> io::Result<()> {
     let dir = files::open_dir(path)?;
     let enabled = files::read(&dir, "cgroup.subtree_control")?;
-    let missing: Vec<String> =
-        controllers.iter().map(|c| c.name(true)).filter(|name| !enabled.split_whitespace().any(|e| e == *name)).map(|name| format!("+{name}")).collect();
+    let missing: Vec<String> = controllers
+        .iter()
+        .map(|c| c.name(true))
+        .filter(|name| !enabled.split_whitespace().any(|e| e == *name))
+        .map(|name| format!("+{name}"))
+        .collect();
     if missing.is_empty() { Ok(()) } else { files::write(&dir, "cgroup.subtree_control", &missing.join(" ")) }
 }
