@@ -101,10 +101,11 @@ pub fn receive<T: DeserializeOwned>(socket: impl AsFd, buffer: &mut [u8]) -> io:
         }
     }
     let bad = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
-    // Out of descriptors, the kernel drops those that do not fit and says so here only.
-    if received.flags.intersects(ReturnFlags::TRUNC | ReturnFlags::CTRUNC) {
-        return Err(bad("packet or its descriptors truncated".to_owned()));
+    if received.flags.contains(ReturnFlags::TRUNC) {
+        return Err(bad("packet truncated".to_owned()));
     }
+    // CTRUNC, descriptors dropped because this process has too many open, is no reason to give up everything:
+    // the request is read, and refused for want of its descriptors.
     let mut frame = &buffer[..received.bytes];
     let mut large = Vec::new();
     if frame == [IN_MEMFD] {

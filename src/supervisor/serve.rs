@@ -15,7 +15,7 @@ use super::channel::{self, Outgoing};
 use super::image::{self, Program};
 use super::life::{Event, Life, Step};
 use super::protocol::{ExitReport, Reply, Request, SpawnError, SpawnRequest};
-use super::sys::{self, Reaped};
+use super::sys::{self, Origin, Reaped};
 use super::tree::{self, Tree};
 use crate::execute::native::cgroup::{Entrance, Site};
 
@@ -50,15 +50,15 @@ pub(super) struct Server {
     /// The kernel starts children into a cgroup2 directory. Cleared for good when it refuses.
     clone_into: bool,
     has_cgroups: bool,
-    own_pid: i32,
+    origin: Origin,
 }
 
 impl Server {
     pub(super) fn new(socket: OwnedFd, signals: OwnedFd, site: Site) -> Self {
         let has_cgroups = !site.directories().is_empty();
-        let own_pid = rustix::process::getpid().as_raw_nonzero().get();
+        let origin = Origin::take();
         let (tasks, by_pid, replies, buffer) = (BTreeMap::new(), HashMap::new(), VecDeque::new(), channel::packet_buffer());
-        Self { socket, signals, site, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, own_pid }
+        Self { socket, signals, site, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin }
     }
 
     /// Serves until the worker is gone; then kills and removes everything.
@@ -237,7 +237,7 @@ impl Server {
     ) -> Result<(u32, OwnedFd), SpawnError> {
         loop {
             let entrance: Entrance = self.site.entrance(group, self.clone_into)?;
-            match sys::start(image, stdio, &entrance, self.own_pid) {
+            match sys::start(image, stdio, &entrance, self.origin) {
                 Ok(started) => return Ok(started),
                 // clone3 unknown (kernel < 5.3), forbidden by a container's seccomp filter, or without cgroup argument (< 5.7).
                 Err(e)

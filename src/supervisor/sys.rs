@@ -80,13 +80,34 @@ impl Image {
     }
 }
 
+/// What a child has to know of the supervisor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    /// Process id of the supervisor.
+    pub pid: i32,
+    /// Limit of open files, soft and hard, as the worker had it.
+    pub open_files: (u64, u64),
+}
+
+impl Origin {
+    /// Notes what children get back, and takes as many open files as may be had: five for each running task.
+    pub(super) fn take() -> Self {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let found = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let raised = rustix::process::Rlimit { current: found.maximum, maximum: found.maximum };
+        let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
+        let number = |limit: Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
+        Self { pid, open_files: (number(found.current), number(found.maximum)) }
+    }
+}
+
 /// Starts `image` with `stdio` in the cgroup of `entrance`. Returns the pid and the end of a pipe that is closed by
 /// a successful exec and otherwise tells the failure (see [`failure`]).
-pub(super) fn start(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, parent: i32) -> io::Result<(u32, OwnedFd)> {
+pub(super) fn start(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, origin: Origin) -> io::Result<(u32, OwnedFd)> {
     let (report_read, report_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)?;
     let pid = clone(entrance.clone_into)?;
     if pid == 0 {
-        let (step, errno) = child(image, stdio, entrance, parent);
+        let (step, errno) = child(image, stdio, entrance, origin);
         let code = Step::ALL.iter().position(|s| *s == step).unwrap_or(0) as u8;
         let mut message = [code, 0, 0, 0, 0];
         message[1..].copy_from_slice(&errno.to_ne_bytes());
@@ -125,7 +146,7 @@ fn clone(into: Option<RawFd>) -> io::Result<i64> {
 }
 
 #[expect(unsafe_code, reason = "the child does nothing but system calls")]
-fn child(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, parent: i32) -> (Step, i32) {
+fn child(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, Origin { pid: parent, open_files: limits }: Origin) -> (Step, i32) {
     // SAFETY: every pointer is into `image`, which lives in this process's copy of the memory and is NUL or null
     // terminated; every descriptor is open; nothing here is shared with the parent.
     unsafe {
@@ -156,6 +177,8 @@ fn child(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, parent: i32) 
         let mut none = MaybeUninit::<libc::sigset_t>::uninit();
         libc::sigemptyset(none.as_mut_ptr());
         libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
+        let files = libc::rlimit { rlim_cur: limits.0, rlim_max: limits.1 };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
         let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
         if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 {

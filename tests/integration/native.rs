@@ -372,12 +372,13 @@ async fn large_arguments_work_or_are_refused_by_name() {
 #[tokio::test]
 async fn a_task_inherits_nothing() {
     let supervisor = supervisor!("inherit");
-    let command = "ls /proc/self/fd | sort -n | tr '\\n' ' '; grep -E '^(NoNewPrivs|SigBlk|SigIgn)' /proc/self/status; env | sort; ulimit -c; \
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.expect("a limit");
+    let command = "ls /proc/self/fd | sort -n | tr '\\n' ' '; grep -E '^(NoNewPrivs|SigBlk|SigIgn)' /proc/self/status; env | sort; ulimit -c; ulimit -n; \
                    [ \"$(cut -d' ' -f6 /proc/$$/stat)\" = $$ ] && echo own session";
     let (_, out) = run(&supervisor, program(&["sh", "-c", command])).await;
     // 3 is the directory that ls itself reads.
     assert!(out.starts_with("0 1 2 3 SigBlk:\t0000000000000000\nSigIgn:\t0000000000000000\nNoNewPrivs:\t1\n"), "{out}");
-    assert!(!out.contains("CARGO") && out.contains("\n0\nown session\n"), "{out}");
+    assert!(!out.contains("CARGO") && out.ends_with(&format!("\n0\n{files}\nown session\n")), "{out}");
     supervisor.shutdown().await;
 }
 
@@ -443,15 +444,16 @@ async fn what_dead_instances_left_is_swept_and_the_living_are_left_alone() {
     let mut orphan = Command::new("sleep").arg("60").spawn().expect("starts");
     let living_dirs = cgroups_named(&parent, "living");
     for dir in &living_dirs {
+        // And a dead one of the name that the next will have.
+        fs::create_dir_all(dir.with_file_name("next").join("task.7")).expect("makes");
         let dead = dir.with_file_name("dead").join("task.1");
         fs::create_dir_all(&dead).expect("makes");
-        if !dir.starts_with("/sys/fs/cgroup/windlass") {
-            fs::write(dead.join("cgroup.procs"), orphan.id().to_string()).expect("moves");
-        }
+        fs::write(dead.join("cgroup.procs"), orphan.id().to_string()).expect("moves");
     }
     let next = supervisor_at(&parent, "next").await.expect("as the first one");
     assert_eq!(next.capabilities().swept, [("dead".to_owned(), true)]);
     assert_eq!(cgroups_named(&parent, "dead"), Vec::<PathBuf>::new());
+    assert_eq!(cgroups_named(&parent, "task.7"), Vec::<PathBuf>::new(), "a namesake's tasks are swept, too");
     assert!(!orphan.wait().expect("reaped").success(), "killed");
     assert!(alive(task.pid()), "the living keep what is theirs");
     task.stop(Duration::ZERO);
@@ -501,6 +503,29 @@ async fn without_cgroups_limits_are_refused_and_trees_are_still_killed() {
     let (_, _out) = first_line(out).await;
     process.stop(Duration::ZERO);
     assert_eq!(process.wait().await.expect("supervisor lives").status, ExitStatus::Signal(9));
+    supervisor.shutdown().await;
+}
+
+#[tokio::test]
+async fn version_1_alone_kills_a_tree_by_loop() {
+    // A mount point that shows only one version 1 hierarchy: no clone into it, no cgroup.kill.
+    let mount = Path::new("/sys/fs/cgroup/pids");
+    if !mount.join("tasks").exists() || !rustix::process::geteuid().is_root() {
+        println!("SKIPPED: no version 1 hierarchy of pids to work in");
+        return;
+    }
+    let config = config::Cgroup { mount: mount.into(), parent: PARENT.into(), allow_unlimited: true };
+    let supervisor = Supervisor::start(Path::new(EXE), &config, &unique("v1")).await.expect("starts");
+    assert_eq!((supervisor.capabilities().enforced, supervisor.capabilities().description.as_str()), (false, "v1 pids"));
+    let free = |p: Program| Program { limits: Limits { enforced: false, ..limits() }, ..p };
+    let (mut process, out) = spawn(&supervisor, free(script("fork_bomb_setsid.sh", &["50"]))).await;
+    let (_, mut out) = first_line(out).await;
+    process.stop(Duration::ZERO);
+    let report = tokio::time::timeout(Duration::from_secs(10), process.wait()).await.expect("dies").expect("supervisor lives");
+    assert_eq!(report.status, ExitStatus::Signal(9));
+    assert_eq!(out.read(&mut [0]).expect("reads"), 0, "nobody holds the pipe");
+    let (report, _) = run(&supervisor, free(script("double_fork.sh", &[]))).await;
+    assert_eq!(report.usage.leaked_processes, 1, "{report:?}");
     supervisor.shutdown().await;
 }
 

@@ -140,6 +140,9 @@ impl Site {
         make_all(&path).map_err(at(&path))?;
         let dir = files::open_dir(&path).map_err(at(&path))?;
         sweep::lock(dir.as_fd()).map_err(at(&path))?;
+        // A dead namesake's tasks: the lock says that nobody owns them.
+        let left: Vec<PathBuf> = files::children(dir.as_fd()).map_err(at(&path))?.iter().map(|name| path.join(name)).collect();
+        sweep::remove_instances(&left).map_err(|(path, e)| at(&path)(e))?;
         if mount.v2 {
             enable(&path, &carries).map_err(at(&path))?;
         }
