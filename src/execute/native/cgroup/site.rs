@@ -246,37 +246,40 @@ fn delegated_parent(place: &Place<'_>, mount: &Mount) -> Result<(PathBuf, Vec<Co
 fn delegated_base(own: &Path, mount: &Mount) -> Option<PathBuf> {
     let marked = |dir: &Path| {
         let mut value = [0u8; 8];
-        ["trusted.delegate", "user.delegate"]
-            .iter()
-            .any(|name| rustix::fs::getxattr(dir, *name, &mut value).is_ok_and(|n| value[..n] == *b"1"))
+        let mut reads = |name: &str| rustix::fs::getxattr(dir, name, &mut value).is_ok_and(|n| value[..n] == *b"1");
+        reads("trusted.delegate") || reads("user.delegate")
     };
     let above = own.parent().filter(|dir| dir.starts_with(&mount.point));
+    // An earlier start of ours moved our ancestors into the leaf.
+    let own = above.filter(|_| own.ends_with(LEAF)).unwrap_or(own);
     if let Some(dir) = [Some(own), above].into_iter().flatten().find(|dir| marked(dir)) {
         return Some(dir.to_path_buf());
     }
     if rustix::process::geteuid().is_root() {
         return None;
     }
-    // Delegation to a user is ownership: whoever may write cgroup.procs and subtree_control may work here.
-    let ours =
-        |dir: &Path| ["cgroup.procs", "cgroup.subtree_control"].iter().all(|f| rustix::fs::access(dir.join(f), Access::WRITE_OK).is_ok());
-    [above, Some(own)].into_iter().flatten().find(|dir| ours(dir)).map(Path::to_path_buf)
+    // Delegation to a user is ownership of these two. What is above may be writable, too, and belongs to the user's own systemd.
+    let ours = ["cgroup.procs", "cgroup.subtree_control"].iter().all(|f| rustix::fs::access(own.join(f), Access::WRITE_OK).is_ok());
+    ours.then(|| own.to_path_buf())
 }
 
-/// Moves this process and the worker that started it into a leaf, when they sit in `base` itself.
+/// Where the processes of a delegated cgroup go, so that it can have children with controllers.
+const LEAF: &str = "windlass-leaf";
+
+/// Moves the processes of `base`, ours and those of the same unit, into a leaf, when we sit in `base` itself.
 fn leave(base: &Path, own: &Path) -> io::Result<()> {
     if own != base || !base.join("cgroup.type").exists() {
         // Elsewhere, or the root of all cgroups, which alone may have both processes and children.
         return Ok(());
     }
-    let leaf = base.join("worker");
+    let leaf = base.join(LEAF);
     make_all(&leaf)?;
-    let dir = files::open_dir(&leaf)?;
-    if let Some(worker) = rustix::process::getppid() {
-        // Not ours to move (another user, already gone): then enabling controllers says so.
-        let _ = files::write(&dir, "cgroup.procs", &worker.as_raw_nonzero().to_string());
+    let (from, to) = (files::open_dir(base)?, files::open_dir(&leaf)?);
+    for pid in files::pids(&from, "cgroup.procs")? {
+        // Gone meanwhile, or not ours to move: then enabling controllers says so.
+        let _ = files::write(&to, "cgroup.procs", &pid.to_string());
     }
-    files::write(&dir, "cgroup.procs", "0")
+    Ok(())
 }
 
 /// Enables controllers for the children of `path`, all in one write so that it never becomes a threaded domain.
