@@ -108,7 +108,7 @@ async fn first_line(mut out: fs::File) -> (String, fs::File) {
         }
         (line, out)
     });
-    tokio::time::timeout(Duration::from_secs(10), read).await.expect("a line in time").expect("reader")
+    tokio::time::timeout(Duration::from_secs(60), read).await.expect("a line in time").expect("reader")
 }
 
 /// Waits, level-triggered and bounded, until `true`.

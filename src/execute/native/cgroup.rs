@@ -88,7 +88,7 @@ impl Site {
         };
         for (hierarchy, dir) in self.each(group) {
             let path = hierarchy.path.join(&group.name);
-            let target = limits::Target { dir, path, v2: hierarchy.v2, carries: &hierarchy.carries };
+            let target = limits::Target { dir, path, v2: hierarchy.v2, carries: &hierarchy.carries, page_bytes: self.page_bytes };
             limits::set(&target, limits, io_device)?;
         }
         Ok(())

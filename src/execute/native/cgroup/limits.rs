@@ -30,6 +30,8 @@ pub(super) struct Target<'a> {
     pub v2: bool,
     /// What it carries.
     pub carries: &'a [Controller],
+    /// What memory limits are counted in.
+    pub page_bytes: u64,
 }
 
 /// Default period of the CPU controller; quotas below its minimum of 1 ms need the longest one.
@@ -101,7 +103,7 @@ fn cpu(target: &Target<'_>, cpus: f64) -> Result<(), SpawnError> {
 
 fn memory(target: &Target<'_>, bytes: u64) -> Result<(), SpawnError> {
     let (file, swap) = if target.v2 { ("memory.max", "memory.swap.max") } else { ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes") };
-    let page = rustix::param::page_size() as u64;
+    let page = target.page_bytes;
     // The kernel counts whole pages and rounds down.
     let expected = bytes / page * page;
     let signed = i64::try_from(bytes).map_err(|e| refused(file, e))?;

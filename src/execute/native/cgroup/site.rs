@@ -71,6 +71,8 @@ pub(super) struct Hierarchy {
 #[derive(Debug)]
 pub struct Site {
     pub(super) hierarchies: Vec<Hierarchy>,
+    /// Read once, early: later the process is not dumpable and, unless root, may not read its own auxiliary vector.
+    pub(super) page_bytes: u64,
     /// True when CPU, memory and processes can be limited.
     pub enforced: bool,
     /// One line for the log.
@@ -91,7 +93,8 @@ impl Site {
         let (info, own) = (read("/proc/self/mountinfo"), read("/proc/self/cgroup"));
         let found = mounts(&info, wish.mount, |point| read(&point.join("cgroup.controllers").to_string_lossy()));
         let place = Place { parent: wish.parent, root: rustix::process::geteuid().is_root(), own: &own };
-        let mut site = Self { hierarchies: Vec::new(), enforced: false, description: String::new(), swept: Vec::new() };
+        let page_bytes = rustix::param::page_size() as u64;
+        let mut site = Self { hierarchies: Vec::new(), page_bytes, enforced: false, description: String::new(), swept: Vec::new() };
         let tracked = found.iter().any(|m| m.v2);
         // cgroup2 counts CPU time on its own: a hierarchy that only does that would cost a migration per task for nothing.
         for mount in found.iter().filter(|m| !(tracked && m.carries == [Controller::Cpuacct])) {
