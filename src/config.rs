@@ -14,9 +14,11 @@ use crate::task::{ByteSize, ClassName, Tenant};
 use crate::wire::Encoding;
 
 mod load;
+#[cfg(test)]
+mod tests;
 mod validate;
 
-pub use load::{ConfigError, DEFAULTS, load};
+pub use load::{ConfigError, DEFAULTS, environment, load};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

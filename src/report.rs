@@ -1,8 +1,52 @@
 //! Stage 6, report: a task's output from its pipes to confirmed chunks.
+//!
+//! ```text
+//!            Pump                          Spool                     Publisher
+//!  stdout ─▶ lane ─┐                 ┌─▶ head segments ─┐
+//!                  ├─ mask ─ records ┤                  ├─ Chunker ─▶ window ─▶ ChunkSink ─▶ confirmed
+//!  stderr ─▶ lane ─┘                 └─▶ tail segments ─┘ (seq, offset, sha256)
+//!                        └▶ local copy, end of stderr
+//! ```
+//!
+//! [`Recorder`] owns all of it for one attempt. The **pump** reads both pipes and never waits for the broker: it cuts
+//! records at the chunk size or after the flush interval and appends them to the **spool** on disk. The **publisher**
+//! takes them from there, numbers and encodes them, and keeps a window of chunks in flight, each repeated with the same
+//! bytes and message id until the server has confirmed it. So a broker that is slow or away costs disk (up to the log
+//! cap), never memory and never the task's time (invariant 7): in memory are some ten chunks before the disk, and the
+//! window with a few more after it.
+//!
+//! The spool carries nothing across a crash. The next owner of the task makes a new attempt with chunks of its own, and
+//! the terminal event's manifest says whose chunks count.
+//!
+//! What this stage must not do: acknowledge anything, decide about the task, or let unmasked bytes pass the pump
+//! (invariant 8). It gives [`AllChunksConfirmed`] to the one who builds the receipt (invariant 1), and only when that is so.
 
 use std::future::Future;
 
 use bytes::Bytes;
+
+mod chunker;
+mod fault;
+mod gauge;
+mod lane;
+mod local;
+mod publisher;
+mod pump;
+mod receipt;
+mod recorder;
+mod spool;
+mod tail;
+mod utf8;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
+pub use fault::Fault;
+pub use local::{LocalLogs, Pruned, prune};
+pub use receipt::Receipt;
+pub use recorder::{AllChunksConfirmed, Recorded, Recorder, RecorderConfig, ReportError};
 
 /// Where chunks go: the bus, or a fake in unit tests.
 pub trait ChunkSink: Send + Sync + 'static {

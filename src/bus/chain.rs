@@ -96,6 +96,14 @@ impl Bus {
         self.last_event(&self.subjects().events_filter(tenant, Some(task_id))).await
     }
 
+    /// The last `task_started` of a task's chain.
+    ///
+    /// # Errors
+    /// As [`Bus::head`].
+    pub async fn last_started(&self, tenant: &Tenant, task_id: &TaskId) -> Result<Option<Head>, BusError> {
+        self.last_event(&self.subjects().event(tenant, task_id, crate::task::EventKind::TaskStarted)).await
+    }
+
     async fn last_event(&self, filter: &str) -> Result<Option<Head>, BusError> {
         let Some(message) = self.last_message(&self.subjects().events_stream(), filter).await? else { return Ok(None) };
         let head = read_event(message.sequence, message.headers.get("Content-Type").map(|v| v.as_str()), &message.payload)

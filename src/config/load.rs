@@ -1,5 +1,10 @@
 //! Merging of defaults, file and environment, and the report of every mistake.
+//!
+//! Keys are set one by one, each tried against the types of the whole: one that does not fit is reported with its origin
+//! and left out, so that the others are still checked. What the types cannot say is [`validate`]'s, on the merged whole,
+//! because there a key may be wrong only beside another one.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use toml::{Table, Value};
@@ -40,122 +45,159 @@ fn plural(n: usize) -> String {
     if n == 1 { "1 mistake".to_owned() } else { format!("{n} mistakes") }
 }
 
+/// The process's environment, without the variables that are not text (none of ours can be).
+#[must_use]
+pub fn environment() -> Vec<(String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect()
+}
+
 /// Reads the configuration: defaults, then `file`, then `env` (pairs of name and value).
 ///
 /// # Errors
 /// When the file cannot be read, or any key or value is wrong; every mistake is in the error.
 pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<Config, ConfigError> {
-    let mut mistakes = Vec::new();
-    let mut table = defaults();
+    let mut merge = Merge { table: DEFAULTS.parse().unwrap_or_default(), origins: BTreeMap::new(), mistakes: Vec::new() };
     if let Some(path) = file {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: shown.clone(), error })?;
         let given: Table = text.parse().map_err(|error| ConfigError::Syntax { path: shown.clone(), error: Box::new(error) })?;
-        overlay(&mut table, &given, &shown, &mut mistakes);
+        merge.file(&given, &shown);
     }
-    overlay_env(&mut table, env, &mut mistakes);
-    match Value::Table(table).try_into::<Config>() {
-        Ok(config) => {
-            mistakes.extend(validate::check(&config));
-            if mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistakes(mistakes)) }
+    merge.environment(env);
+    merge.finish()
+}
+
+struct Merge {
+    table: Table,
+    /// Who set a key, for the report; keys that are not here have their default.
+    origins: BTreeMap<String, String>,
+    mistakes: Vec<String>,
+}
+
+impl Merge {
+    /// Sets every key of `given`.
+    fn file(&mut self, given: &Table, origin: &str) {
+        if let Some(Value::Table(classes)) = given.get("classes") {
+            self.keep_classes(classes);
         }
-        Err(error) => {
-            if mistakes.is_empty() {
-                mistakes.push(error.to_string());
+        for (section, value) in given {
+            let Value::Table(keys) = value else {
+                self.mistakes.push(format!("{section}: not a section; sections are {} ({origin})", sections()));
+                continue;
+            };
+            for (key, value) in keys {
+                // An empty table is set as a whole, so that the class is there at all.
+                if let (true, Value::Table(class)) = (section == "classes", value)
+                    && !class.is_empty()
+                {
+                    for (class_key, value) in class {
+                        self.key(&[section, key, class_key], value, origin);
+                    }
+                } else {
+                    self.key(&[section, key], value, origin);
+                }
             }
-            Err(ConfigError::Mistakes(mistakes))
         }
     }
-}
 
-fn defaults() -> Table {
-    DEFAULTS.parse().unwrap_or_default()
-}
+    /// A file that names classes names all that its worker serves: else none could serve `gpu` alone.
+    fn keep_classes(&mut self, named: &Table) {
+        if let Some(Value::Table(classes)) = self.table.get_mut("classes") {
+            classes.retain(|name, _| named.contains_key(name));
+        }
+    }
 
-/// Sets every leaf of `given` in `table`; a leaf that does not fit is reported and left out, so that the rest is checked too.
-fn overlay(table: &mut Table, given: &Table, origin: &str, mistakes: &mut Vec<String>) {
-    for (section, value) in given {
-        let Value::Table(keys) = value else {
-            mistakes.push(format!("{section}: not a section; sections are {} ({origin})", sections()));
-            continue;
+    fn key(&mut self, path: &[&str], value: &Value, origin: &str) {
+        match try_set(&self.table, path, value) {
+            Ok(table) => self.accept(table, path, origin),
+            Err(error) => self.mistakes.push(format!("{} = {value}: {} ({origin})", path.join("."), one_line(&error))),
+        }
+    }
+
+    fn accept(&mut self, table: Table, path: &[&str], origin: &str) {
+        self.table = table;
+        self.origins.insert(path.join("."), origin.to_owned());
+    }
+
+    fn environment(&mut self, env: impl IntoIterator<Item = (String, String)>) {
+        for (name, text) in env {
+            let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
+            let lower = rest.to_ascii_lowercase();
+            let path: Vec<&str> = lower.split("__").collect();
+            let origin = format!("environment {name}");
+            let mut first_error = None;
+            let fits = readings(&text).into_iter().find_map(|value| match try_set(&self.table, &path, &value) {
+                Ok(table) => Some(table),
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                    None
+                }
+            });
+            match (fits, first_error) {
+                (Some(table), _) => self.accept(table, &path, &origin),
+                (None, error) => {
+                    let error = one_line(&error.unwrap_or_default());
+                    self.mistakes.push(format!("{} = {text:?}: {error} ({origin})", path.join(".")));
+                }
+            }
+        }
+    }
+
+    fn finish(mut self) -> Result<Config, ConfigError> {
+        let config = match Value::Table(self.table).try_into::<Config>() {
+            Ok(config) => config,
+            Err(error) => {
+                if self.mistakes.is_empty() {
+                    self.mistakes.push(error.to_string());
+                }
+                return Err(ConfigError::Mistakes(self.mistakes));
+            }
         };
-        for (key, value) in keys {
-            let mut paths = vec![(vec![section.clone(), key.clone()], value)];
-            if section == "classes"
-                && let Value::Table(class) = value
-            {
-                paths = class.iter().map(|(k, v)| (vec![section.clone(), key.clone(), k.clone()], v)).collect();
-                if paths.is_empty() {
-                    paths.push((vec![section.clone(), key.clone()], value));
+        for mistake in validate::check(&config) {
+            // A key inside a table may have been set with the whole table: look outwards.
+            let mut key = mistake.key.as_str();
+            let origin = loop {
+                match (self.origins.get(key), key.rsplit_once('.')) {
+                    (Some(origin), _) => break origin.as_str(),
+                    (None, Some((outer, _))) => key = outer,
+                    (None, None) => break "default",
                 }
-            }
-            for (path, value) in paths {
-                if let Err(error) = try_set(table, &path, value) {
-                    mistakes.push(format!("{} = {value}: {error} ({origin})", path.join(".")));
-                }
-            }
+            };
+            self.mistakes.push(format!("{} {} ({origin})", mistake.key, mistake.text));
         }
+        if self.mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistakes(self.mistakes)) }
     }
 }
 
 fn sections() -> String {
-    defaults().keys().map(|k| format!("[{k}]")).collect::<Vec<_>>().join(" ")
+    let defaults: Table = DEFAULTS.parse().unwrap_or_default();
+    defaults.keys().map(|k| format!("[{k}]")).collect::<Vec<_>>().join(" ")
 }
 
-/// Tries one key in a copy of the whole, and keeps it when the copy is still a configuration.
-fn try_set(table: &mut Table, path: &[String], value: &Value) -> Result<(), String> {
+/// A copy of the whole with one key set, when that is still a configuration by its types.
+fn try_set(table: &Table, path: &[&str], value: &Value) -> Result<Table, String> {
     let mut copy = table.clone();
-    let Some((last, parents)) = path.split_last() else { return Ok(()) };
+    let Some((last, parents)) = path.split_last() else { return Ok(copy) };
     let mut here = &mut copy;
     for parent in parents {
-        let entry = here.entry(parent.clone()).or_insert_with(|| Value::Table(Table::new()));
-        let Value::Table(next) = entry else { return Err("not a section".to_owned()) };
+        let entry = here.entry((*parent).to_owned()).or_insert_with(|| Value::Table(Table::new()));
+        let Value::Table(next) = entry else { return Err(format!("{parent} is not a section")) };
         here = next;
     }
-    here.insert(last.clone(), value.clone());
+    here.insert((*last).to_owned(), value.clone());
     match Value::Table(copy.clone()).try_into::<Config>() {
-        Ok(_) => {
-            *table = copy;
-            Ok(())
-        }
+        Ok(_) => Ok(copy),
         Err(error) => Err(error.message().to_owned()),
     }
 }
 
-fn overlay_env(table: &mut Table, env: impl IntoIterator<Item = (String, String)>, mistakes: &mut Vec<String>) {
-    for (name, text) in env {
-        let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
-        let path: Vec<String> = rest.split("__").map(str::to_ascii_lowercase).collect();
-        let readings = readings(&text);
-        let mut error = None;
-        for value in &readings {
-            match try_set(table, &path, value) {
-                Ok(()) => {
-                    error = None;
-                    break;
-                }
-                Err(e) => error = error.or(Some(e)),
-            }
-        }
-        if let Some(error) = error {
-            mistakes.push(format!("{} = {text:?}: {error} (environment {name})", path.join(".")));
-        }
-    }
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// The values that a text may stand for: TOML first, so that numbers, booleans and lists can be written, then the text itself.
 fn readings(text: &str) -> Vec<Value> {
-    let mut readings = Vec::new();
-    if let Ok(table) = format!("x = {text}").parse::<Table>()
-        && let Some(value) = table.get("x")
-    {
-        readings.push(value.clone());
-        if let Value::Integer(n) = value
-            && let Ok(n) = i32::try_from(*n)
-        {
-            readings.push(Value::Float(f64::from(n)));
-        }
-    }
-    readings.push(Value::String(text.to_owned()));
-    readings
+    let toml = format!("x = {text}").parse::<Table>().ok().filter(|table| table.len() == 1);
+    let toml = toml.and_then(|mut table| table.remove("x"));
+    toml.into_iter().chain([Value::String(text.to_owned())]).collect()
 }

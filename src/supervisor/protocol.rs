@@ -13,6 +13,13 @@ pub const INLINE_LIMIT: usize = 64 * 1024;
 /// Worker to supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Request {
+    /// First of all: how to work.
+    Start {
+        /// Where cgroups are made, and whether to go without.
+        cgroup: crate::config::Cgroup,
+        /// Name of the worker's instance: 32 hexadecimal digits.
+        instance: String,
+    },
     /// Make the cgroup, set and read back its limits, start the program in it.
     Spawn(Box<SpawnRequest>),
     /// SIGTERM to every process of the task, SIGKILL to the whole tree after `grace_ms`.
@@ -55,7 +62,9 @@ pub struct SpawnRequest {
 pub enum Reply {
     /// The supervisor is up, first message of all.
     Ready {
-        /// What it found, for the worker's log and `run.limits.enforced`.
+        /// Whether limits are enforced.
+        enforced: bool,
+        /// What it found, for the worker's log.
         cgroups: String,
     },
     /// The supervisor cannot work here and ends; says what to grant.

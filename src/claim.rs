@@ -1,0 +1,109 @@
+//! Stage 2, claim: what a delivered task's history allows, decided without side effects.
+//!
+//! The decision is pure ([`decide`]); the worker carries it out. Nothing is fetched, made or run before the
+//! `task_started` that a [`Decision::Start`] leads to was appended by compare-and-set (invariant 2).
+
+use std::time::Duration;
+
+use crate::bus::chain::{ChainEnd, Head};
+use crate::bus::control::CancelRequest;
+use crate::intake::Task;
+use crate::plan::{Plan, Rejection};
+use crate::task::{EventKind, Reason, Time};
+
+/// What is to be done with a delivered task.
+#[derive(Debug)]
+pub enum Decision {
+    /// Its chain has ended: acknowledge, nothing else.
+    AlreadyOver(ChainEnd),
+    /// Another task has used this id: a dead letter, and acknowledge.
+    IdReused,
+    /// Too early: give it back with this delay.
+    NotYet(Duration),
+    /// It ends without being run.
+    End(Ending),
+    /// Claim it.
+    Start(Attempt),
+}
+
+/// The end of a task that is not run.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ending {
+    /// Typed.
+    pub reason: Reason,
+    /// For people.
+    pub error: String,
+    /// What to do.
+    pub hint: Option<String>,
+    /// Attempts so far.
+    pub attempts: Attempt,
+}
+
+/// Which attempt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attempt {
+    /// Its number, from 1; in an [`Ending`] that of the last one, 0 when there was none.
+    pub number: u32,
+    /// How many before it were released and do not count.
+    pub released: u32,
+}
+
+/// What the decision is made of.
+#[derive(Debug)]
+pub struct Situation<'a> {
+    /// The task.
+    pub task: &'a Task,
+    /// What would run.
+    pub plan: &'a Result<Plan, Rejection>,
+    /// The last event of its chain.
+    pub head: Option<&'a Head>,
+    /// A cancel request.
+    pub cancel: Option<&'a CancelRequest>,
+    /// This moment.
+    pub now: Time,
+}
+
+/// Attempts made so far, with those that do not count.
+fn so_far(head: Option<&Head>) -> Attempt {
+    head.map_or(Attempt { number: 0, released: 0 }, |head| {
+        let released_now = u32::from(head.event.event == EventKind::TaskReleased);
+        Attempt { number: head.event.task.attempt, released: head.event.task.released_attempts + released_now }
+    })
+}
+
+/// Decides what a task's history allows.
+#[must_use]
+pub fn decide(situation: &Situation<'_>) -> Decision {
+    let Situation { task, plan, head, cancel, now } = situation;
+    let attempts = so_far(*head);
+    let end = |reason, error: String, hint: Option<String>| Decision::End(Ending { reason, error, hint, attempts });
+    if let Some(head) = head {
+        if head.event.task.assignment_sha256 != task.sha256 {
+            return Decision::IdReused;
+        }
+        if let Some(over) = ChainEnd::of_head(head) {
+            return Decision::AlreadyOver(over);
+        }
+    }
+    if let Some(request) = cancel {
+        let why = request.reason.as_deref().map_or_else(String::new, |reason| format!(": {reason}"));
+        return end(Reason::Canceled, format!("canceled before attempt {}{why}", attempts.number + 1), None);
+    }
+    let plan = match plan {
+        Ok(plan) => plan,
+        Err(rejection) => return end(rejection.reason, rejection.error.clone(), Some(rejection.hint.clone())),
+    };
+    if attempts.number - attempts.released.min(attempts.number) >= plan.max_attempts {
+        let lost = head.map_or_else(String::new, |h| format!("; the last one was lost with worker {}", h.event.worker.worker_id));
+        let error = format!("all {} attempts were used and none came to an end{lost}", plan.max_attempts);
+        return end(Reason::AttemptsExhausted, error, Some("look at the host of that worker; requeue the dead letter to try again".to_owned()));
+    }
+    if let Some(deadline) = task.assignment.deadline.filter(|deadline| deadline <= now) {
+        return end(Reason::DeadlinePassed, format!("the deadline {deadline} passed before it could start"), None);
+    }
+    let not_before = head.and_then(|h| h.event.retry.as_ref()).and_then(|retry| retry.not_before).max(task.assignment.not_before);
+    if let Some(wait) = not_before.map(|t| t.after(*now)).filter(|wait| !wait.is_zero()) {
+        return Decision::NotYet(wait);
+    }
+    Decision::Start(Attempt { number: attempts.number + 1, released: attempts.released })
+}

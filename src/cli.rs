@@ -1,0 +1,169 @@
+//! The `windlass` command: what can be said to it, and the verbs of an operator.
+//!
+//! Data goes to stdout, everything else to stderr; tables are for people and may change, `--output json` and the exit
+//! codes ([`Exit`]) are a contract (`docs/cli.md`). `worker`, `dev` and the hidden process roles are `main`'s to start;
+//! [`operate`] does the rest. Each verb is a file with one `run`, which returns an [`Exit`] or says why not with [`Failed`].
+
+use crate::bus::submit::SubmitError;
+use crate::bus::{Bus, BusError, ConnectError, Patience};
+use crate::config::{self, Config, ConfigError};
+
+mod args;
+mod assembly;
+mod cancel;
+mod dead;
+mod events;
+mod exit;
+mod follow;
+mod init;
+mod logs;
+mod output;
+mod render;
+mod run;
+mod schema;
+mod status;
+mod submit;
+
+pub use args::{Cli, DevArgs, Global, GuardArgs, Operation, Verb, WorkerArgs};
+pub use exit::Exit;
+pub use output::{Format, Output};
+
+/// Why a verb did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failed {
+    /// How the process ends.
+    pub exit: Exit,
+    /// What went wrong; empty when there is nobody left to tell (a closed pipe).
+    pub message: String,
+    /// What to do about it.
+    pub hint: Option<String>,
+}
+
+impl Failed {
+    /// A failure without a hint.
+    pub fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self { exit, message: message.into(), hint: None }
+    }
+
+    /// With what to do about it.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<ConfigError> for Failed {
+    fn from(error: ConfigError) -> Self {
+        Self::new(Exit::Usage, error.to_string())
+    }
+}
+
+impl From<ConnectError> for Failed {
+    fn from(error: ConnectError) -> Self {
+        let message = error.to_string();
+        match error {
+            ConnectError::Unreachable { .. } => {
+                Self::new(Exit::Unreachable, message).hint("start one with `windlass dev`, or name yours with --server or NATS_URL")
+            }
+            ConnectError::NotPermitted { .. } => Self::new(Exit::NotPermitted, message),
+            ConnectError::Credentials { .. } => Self::new(Exit::Usage, message),
+            ConnectError::TooOld { .. } => Self::new(Exit::Error, message),
+        }
+    }
+}
+
+impl From<BusError> for Failed {
+    fn from(error: BusError) -> Self {
+        let message = error.to_string();
+        match error {
+            BusError::TimedOut { .. } | BusError::Closed { .. } => Self::new(Exit::Unreachable, message)
+                .hint("the server went away, has no JetStream, or these credentials may not use the subject"),
+            BusError::NoResponders { .. } | BusError::Refused { .. } | BusError::TooLarge { .. } | BusError::Unreadable { .. } => {
+                Self::new(Exit::Error, message)
+            }
+        }
+    }
+}
+
+impl From<SubmitError> for Failed {
+    fn from(error: SubmitError) -> Self {
+        let message = error.to_string();
+        match error {
+            SubmitError::AlreadyQueued => {
+                Self::new(Exit::Conflict, message).hint("a task's id can be used once; leave it out to get a new one")
+            }
+            SubmitError::TooLarge(_) => Self::new(Exit::Usage, message).hint("put large inputs elsewhere and name them in env or args"),
+            SubmitError::NoStream(_) => Self::new(Exit::Error, message),
+            SubmitError::Bus(error) => error.into(),
+        }
+    }
+}
+
+impl From<std::io::Error> for Failed {
+    fn from(error: std::io::Error) -> Self {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            return Self::new(Exit::Task(141), "");
+        }
+        Self::new(Exit::Error, format!("cannot write output: {error}"))
+    }
+}
+
+/// What the process was asked to do; ends the process after `--help`, `--version` and wrong usage.
+#[must_use]
+pub fn parse() -> Cli {
+    <Cli as clap::Parser>::parse()
+}
+
+impl Global {
+    /// The configuration that these options ask for: file and environment, then `--server`, `--creds` and `--prefix`.
+    ///
+    /// # Errors
+    /// When the configuration has mistakes.
+    pub fn load_config(&self) -> Result<Config, ConfigError> {
+        let mut config = config::load(self.config.as_deref(), config::environment())?;
+        if let Some(server) = &self.server {
+            config.bus.server.clone_from(server);
+        }
+        if let Some(creds) = &self.creds {
+            config.bus.creds.clone_from(creds);
+        }
+        if let Some(prefix) = &self.prefix {
+            config.bus.prefix.clone_from(prefix);
+        }
+        Ok(config)
+    }
+
+    /// Connects as an operator's verb does: at once, or not at all.
+    async fn connect(&self) -> Result<(Bus, Config), Failed> {
+        let config = self.load_config()?;
+        let bus = Bus::connect(&config.bus, "windlass-cli", Patience::FailFast).await?;
+        Ok((bus, config))
+    }
+}
+
+/// Does an operator's verb, and says on stderr why when it does not.
+pub async fn operate(global: Global, operation: Operation) -> Exit {
+    let mut output = Output::new(global.output);
+    match perform(&global, operation, &mut output).await {
+        Ok(exit) => exit,
+        Err(failed) => {
+            output.failed(&failed);
+            failed.exit
+        }
+    }
+}
+
+async fn perform(global: &Global, operation: Operation, output: &mut Output) -> Result<Exit, Failed> {
+    match operation {
+        Operation::Init(args) => init::run(global, &args, output).await,
+        Operation::Submit(args) => Box::pin(submit::run(global, &args, output)).await,
+        Operation::Run(args) => Box::pin(run::run(global, &args, output)).await,
+        Operation::Status(args) => status::run(global, &args, output).await,
+        Operation::Logs(args) => Box::pin(logs::run(global, &args, output)).await,
+        Operation::Events(args) => Box::pin(events::run(global, &args, output)).await,
+        Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,
+        Operation::Dead { action } => dead::run(global, action, output).await,
+        Operation::Schema(args) => schema::run(&args, output),
+    }
+}

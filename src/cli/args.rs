@@ -1,0 +1,383 @@
+//! The command line, as clap reads it. The first line of each comment is the help that people see.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use super::output::Format;
+use crate::task::log_chunk::LogStream;
+use crate::task::{ByteSize, ClassName, Priority, TaskId, Tenant};
+use crate::wire::Encoding;
+
+/// Workers that pull tasks from NATS JetStream, run them under real limits, and acknowledge only what is durably published.
+#[derive(Debug, Parser)]
+#[command(name = "windlass", version, max_term_width = 120, propagate_version = true)]
+pub struct Cli {
+    /// Options of every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Options of every verb.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Options of every verb")]
+pub struct Global {
+    /// NATS servers, comma separated [default: nats://127.0.0.1:4222]
+    #[arg(long, env = "NATS_URL", global = true, value_name = "URL")]
+    pub server: Option<String>,
+    /// NATS credentials file
+    #[arg(long, env = "NATS_CREDS", global = true, value_name = "FILE")]
+    pub creds: Option<String>,
+    /// First token of every subject [default: windlass]
+    #[arg(long, env = "WINDLASS_PREFIX", global = true)]
+    pub prefix: Option<Tenant>,
+    /// Configuration file; any key can also be set by WINDLASS__SECTION__KEY
+    #[arg(long, env = "WINDLASS_CONFIG", global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Tables for people, or JSON for programs
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
+    pub output: Format,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Try it: a nats-server, the streams and one worker on this machine, until Ctrl-C
+    Dev(DevArgs),
+    /// Pull tasks and run them, until SIGTERM
+    Worker(WorkerArgs),
+    /// The verbs of an operator.
+    #[command(flatten)]
+    Operate(Operation),
+    /// The process that starts, limits and kills a worker's tasks
+    #[command(hide = true)]
+    Supervisor,
+    /// Runs a program until stdin ends, then kills it
+    #[command(hide = true)]
+    Guard(GuardArgs),
+}
+
+/// What an operator asks of the fleet.
+#[derive(Debug, Subcommand)]
+pub enum Operation {
+    /// Create or update streams and consumers; prints the plan first, destroys nothing
+    Init(InitArgs),
+    /// Queue assignments from a file: one JSON object, an array, or one object a line
+    Submit(Box<SubmitArgs>),
+    /// Run a command on the fleet, show its output live, and exit with its code
+    Run(Box<RunArgs>),
+    /// Show where a task stands
+    Status(StatusArgs),
+    /// Show a task's output, checked against its manifest
+    Logs(LogsArgs),
+    /// Show events of one task or of all
+    Events(EventsArgs),
+    /// Stop a task, queued or running
+    Cancel(CancelArgs),
+    /// Look at what could not become a task, and queue it again
+    Dead {
+        /// What to do with them.
+        #[command(subcommand)]
+        action: DeadAction,
+    },
+    /// Write the JSON Schemas of everything on the wire
+    #[command(hide = true)]
+    Schema(SchemaArgs),
+}
+
+/// `windlass worker`
+#[derive(Debug, Clone, Args)]
+pub struct WorkerArgs {
+    /// Name of this worker [default: worker.id of the configuration, else the host name]
+    #[arg(long)]
+    pub id: Option<crate::task::WorkerId>,
+    /// Run although limits cannot be enforced; every event then says so
+    #[arg(long)]
+    pub allow_unlimited: bool,
+}
+
+/// `windlass dev`
+#[derive(Debug, Clone, Args)]
+pub struct DevArgs {
+    /// Port of the nats-server on 127.0.0.1; 0 takes a free one
+    #[arg(long, default_value_t = 0)]
+    pub port: u16,
+    /// The nats-server to run [default: the newest in .windlass/tools, else the one on PATH]
+    #[arg(long, value_name = "PATH")]
+    pub nats_server: Option<PathBuf>,
+    /// Where streams, spool and work directories are kept
+    #[arg(long, value_name = "DIR", default_value = ".windlass/dev")]
+    pub data: PathBuf,
+    /// Run although limits cannot be enforced; every event then says so
+    #[arg(long)]
+    pub allow_unlimited: bool,
+}
+
+/// `windlass guard`
+#[derive(Debug, Clone, Args)]
+pub struct GuardArgs {
+    /// The program and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<std::ffi::OsString>,
+}
+
+/// `windlass init`
+#[derive(Debug, Clone, Args)]
+pub struct InitArgs {
+    /// Print the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// Where a new task goes.
+#[derive(Debug, Clone, Args)]
+pub struct Target {
+    /// Whose task it is [default: what the assignment says, else "default"]
+    #[arg(long)]
+    pub tenant: Option<Tenant>,
+    /// Its class [default: what the assignment says, else "cpu_short"]
+    #[arg(long)]
+    pub class: Option<ClassName>,
+    /// Its queue: high, normal or low
+    #[arg(long, default_value = "normal")]
+    pub priority: Priority,
+    /// Its id [default: what the assignment says, else a new UUIDv7]
+    #[arg(long)]
+    pub id: Option<TaskId>,
+}
+
+/// `windlass submit`
+#[derive(Debug, Clone, Args)]
+pub struct SubmitArgs {
+    /// The file; - for stdin
+    pub file: PathBuf,
+    /// Where it goes.
+    #[command(flatten)]
+    pub target: Target,
+    /// How assignments are written to the queue: json or msgpack
+    #[arg(long, default_value = "json", value_parser = encoding)]
+    pub encoding: Encoding,
+    /// Wait until all are over; exit with the task's own code, or 1 when one of several failed
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this many seconds, then exit with 124
+    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = positive)]
+    pub wait_timeout: Option<f64>,
+}
+
+/// `windlass run`
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Where it goes.
+    #[command(flatten)]
+    pub target: Target,
+    /// Time limit of the task in seconds [default: the class's]
+    #[arg(long, value_name = "SECONDS", value_parser = positive)]
+    pub timeout: Option<f64>,
+    /// Seconds between SIGTERM and SIGKILL [default: the class's]
+    #[arg(long, value_name = "SECONDS")]
+    pub grace: Option<f64>,
+    /// CPUs' worth of time, such as 0.5
+    #[arg(long, value_parser = positive)]
+    pub cpus: Option<f64>,
+    /// Memory, such as 512MiB
+    #[arg(long)]
+    pub memory: Option<ByteSize>,
+    /// Processes and threads
+    #[arg(long)]
+    pub pids: Option<u64>,
+    /// Set a variable of its environment
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// Run this bash script; what follows are its arguments $1 ...
+    #[arg(long, value_name = "SCRIPT")]
+    pub bash: Option<String>,
+    /// Give it the text of this file on standard input; - for our own
+    #[arg(long, value_name = "FILE")]
+    pub stdin: Option<PathBuf>,
+    /// Directory to run in [default: a fresh one]
+    #[arg(short = 'C', long, value_name = "DIR")]
+    pub working_dir: Option<String>,
+    /// A name for people
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A label, repeated in every event
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub label: Vec<(String, String)>,
+    /// Attempts in all
+    #[arg(long, value_name = "ATTEMPTS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub retry: Option<u32>,
+    /// Try again after this outcome or reason, such as failure or oom_killed
+    #[arg(long, value_name = "OUTCOME|REASON")]
+    pub retry_on: Vec<String>,
+    /// Say nothing but the task's own output
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The program and its arguments
+    #[arg(required_unless_present = "bash", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// Names a task.
+#[derive(Debug, Clone, Args)]
+pub struct Named {
+    /// The task's id
+    pub id: TaskId,
+    /// Its tenant [default: whoever has a task with that id]
+    #[arg(long)]
+    pub tenant: Option<Tenant>,
+}
+
+/// `windlass status`
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Which task.
+    #[command(flatten)]
+    pub task: Named,
+}
+
+/// `windlass logs`
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// Which task.
+    #[command(flatten)]
+    pub task: Named,
+    /// Follow the output until the task is over
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only this stream, written to stdout: stdout, stderr or system
+    #[arg(long, value_parser = log_stream)]
+    pub stream: Option<LogStream>,
+    /// The output of this attempt [default: the last]
+    #[arg(long, conflicts_with = "follow")]
+    pub attempt: Option<u32>,
+}
+
+/// `windlass events`
+#[derive(Debug, Clone, Args)]
+pub struct EventsArgs {
+    /// Only of this task
+    pub id: Option<TaskId>,
+    /// Only of this tenant
+    #[arg(long)]
+    pub tenant: Option<Tenant>,
+    /// Follow: of one task until it is over, of all what comes from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// With --follow of all: begin with the oldest event that is kept
+    #[arg(long, requires = "follow")]
+    pub from_start: bool,
+}
+
+/// `windlass cancel`
+#[derive(Debug, Clone, Args)]
+pub struct CancelArgs {
+    /// Which task.
+    #[command(flatten)]
+    pub task: Named,
+    /// Why, for people
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Wait until the task is over
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this many seconds, then exit with 124
+    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = positive)]
+    pub wait_timeout: Option<f64>,
+}
+
+/// `windlass dead …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum DeadAction {
+    /// List them, oldest first
+    List {
+        /// Only of this class
+        #[arg(long)]
+        class: Option<ClassName>,
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<Tenant>,
+    },
+    /// Show one with its payload
+    Show {
+        /// Its number, from `dead list`
+        sequence: u64,
+        /// Write only the payload, byte for byte
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Queue one again, as a new task: an id is used up by its first life
+    Requeue {
+        /// Its number, from `dead list`
+        sequence: u64,
+        /// The new task's id [default: a new UUIDv7]
+        #[arg(long)]
+        id: Option<TaskId>,
+    },
+}
+
+/// `windlass schema`
+#[derive(Debug, Clone, Args)]
+pub struct SchemaArgs {
+    /// Where to
+    pub dir: PathBuf,
+    /// Write nothing; fail when a file is not what would be written
+    #[arg(long)]
+    pub check: bool,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
+    if number > 0.0 && number < 1e9 { Ok(number) } else { Err("must be more than 0".to_owned()) }
+}
+
+fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        Some(_) | None => Err("write NAME=VALUE".to_owned()),
+    }
+}
+
+fn encoding(text: &str) -> Result<Encoding, String> {
+    match text {
+        "json" => Ok(Encoding::Json),
+        "msgpack" => Ok(Encoding::Msgpack),
+        _ => Err("write json or msgpack".to_owned()),
+    }
+}
+
+fn log_stream(text: &str) -> Result<LogStream, String> {
+    LogStream::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| "write stdout, stderr or system".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_follows_run_is_the_tasks_own() {
+        let cli = Cli::try_parse_from(["windlass", "run", "--timeout", "5", "-e", "A=b=c", "--", "ls", "--output", "x"]).expect("parses");
+        let Verb::Operate(Operation::Run(args)) = cli.verb else { panic!("not run") };
+        assert_eq!(args.command, ["ls", "--output", "x"]);
+        assert_eq!((args.timeout, args.env), (Some(5.0), vec![("A".to_owned(), "b=c".to_owned())]));
+        assert_eq!(cli.global.output, Format::Table);
+        assert!(Cli::try_parse_from(["windlass", "run"]).is_err());
+        assert!(Cli::try_parse_from(["windlass", "run", "--bash", "echo $1", "x"]).is_ok());
+    }
+
+    #[test]
+    fn options_of_every_verb_may_follow_it() {
+        let cli = Cli::try_parse_from(["windlass", "status", "abc", "-o", "json", "--server", "nats://x"]).expect("parses");
+        assert_eq!((cli.global.output, cli.global.server.as_deref()), (Format::Json, Some("nats://x")));
+    }
+}

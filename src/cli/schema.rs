@@ -1,0 +1,27 @@
+//! `windlass schema` (hidden): the JSON Schemas, written, or compared with what is there.
+
+use super::args::SchemaArgs;
+use super::{Exit, Failed, Output};
+use crate::wire::schema;
+
+/// Runs the verb.
+pub(super) fn run(args: &SchemaArgs, output: &Output) -> Result<Exit, Failed> {
+    let mut stale = Vec::new();
+    for (name, value) in schema::all() {
+        let path = args.dir.join(format!("{name}.schema.json"));
+        let text = format!("{}\n", serde_json::to_string_pretty(&value).map_err(std::io::Error::from)?);
+        if args.check {
+            if std::fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
+                stale.push(path.display().to_string());
+            }
+            continue;
+        }
+        let written = std::fs::create_dir_all(&args.dir).and_then(|()| std::fs::write(&path, text));
+        written.map_err(|e| Failed::new(Exit::Error, format!("cannot write {}: {e}", path.display())))?;
+        output.line(&path.display().to_string())?;
+    }
+    if stale.is_empty() {
+        return Ok(Exit::Done);
+    }
+    Err(Failed::new(Exit::Error, format!("not what the types say: {}", stale.join(", "))).hint("run `make schemas` and commit the result"))
+}

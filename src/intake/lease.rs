@@ -1,0 +1,133 @@
+//! The lease on a queued message: renewed by confirmed answers, ended once.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::bus::delivery::Delivery;
+use crate::bus::{Bus, BusError};
+use crate::report::Receipt;
+use crate::retry::Delays;
+use crate::task::{TaskId, Tenant};
+
+/// Tries of an answer that ends a lease. Losing it is harmless: the next owner sees that the task is over.
+const END_TRIES: u32 = 8;
+
+/// Holds a message until the task's fate is stored.
+#[derive(Debug)]
+pub struct Lease {
+    delivery: Delivery,
+}
+
+impl Lease {
+    /// Holds `delivery`.
+    #[must_use]
+    pub fn new(delivery: Delivery) -> Self {
+        Self { delivery }
+    }
+
+    /// The delivery that is held.
+    #[must_use]
+    pub fn delivery(&self) -> &Delivery {
+        &self.delivery
+    }
+
+    /// Removes the message from the queue.
+    pub async fn ack(self, _receipt: Receipt) {
+        self.end("ack", || self.delivery.ack()).await;
+    }
+
+    /// Gives the message back, to be handed out again after `delay`.
+    pub async fn give_back(self, delay: Duration) {
+        self.end("give back", || self.delivery.nak(delay)).await;
+    }
+
+    /// Sends nothing: the message is another worker's now, or will be when `ack_wait` is over.
+    pub fn forsake(self) {
+        tracing::debug!(subject = self.delivery.subject, "lease forsaken");
+    }
+
+    async fn end<F: Future<Output = Result<(), BusError>>>(&self, what: &str, answer: impl Fn() -> F) {
+        let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
+        for left in (0..END_TRIES).rev() {
+            match answer().await {
+                Ok(()) => return,
+                Err(error) if left == 0 => tracing::warn!(%error, subject = self.delivery.subject, "cannot {what}; the next owner will"),
+                Err(error) => tracing::debug!(%error, subject = self.delivery.subject, "cannot {what} yet"),
+            }
+            delays.wait().await;
+        }
+    }
+}
+
+/// How a lease was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The chain belongs to somebody else.
+    Fenced,
+    /// No renewal was confirmed for three quarters of `ack_wait`.
+    Expired,
+}
+
+/// Renews the lease of a running task: every `ack_wait` / 5 a confirmed progress ack, and a look that the chain is still ours.
+#[derive(Debug)]
+pub struct Renewer {
+    bus: Bus,
+    delivery: Delivery,
+    tenant: Tenant,
+    task_id: TaskId,
+    nonce: String,
+    ack_wait: Duration,
+    last: Instant,
+}
+
+impl Renewer {
+    /// Renews `lease` for the attempt that owns the chain by `nonce`. Its time counts from the delivery.
+    #[must_use]
+    pub fn new(bus: Bus, lease: &Lease, tenant: Tenant, task_id: TaskId, nonce: String, ack_wait: Duration) -> Self {
+        let delivery = lease.delivery.clone();
+        let last = delivery.received;
+        Self { bus, delivery, tenant, task_id, nonce, ack_wait, last }
+    }
+
+    /// When the task must have been stopped, unless the lease is renewed before.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.last + self.ack_wait.mul_f64(0.75)
+    }
+
+    /// Renews until the lease is lost; `renewed` gets each new deadline. Restart it after [`Loss::Expired`] to go on trying.
+    pub async fn run(&mut self, mut renewed: impl FnMut(Instant)) -> Loss {
+        let every = self.ack_wait / 5;
+        loop {
+            let next = self.last.max(Instant::now() - every) + every;
+            tokio::time::sleep_until(next.min(self.deadline())).await;
+            if Instant::now() >= self.deadline() {
+                // Counted anew, so that a policy that lets the task run can go on renewing.
+                self.last = Instant::now();
+                return Loss::Expired;
+            }
+            let sent = Instant::now();
+            match tokio::time::timeout(every, self.renew()).await {
+                Ok(Ok(true)) => {
+                    self.last = sent;
+                    renewed(self.deadline());
+                }
+                Ok(Ok(false)) => return Loss::Fenced,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, task_id = %self.task_id, "lease not renewed");
+                    tokio::time::sleep_until((sent + every / 4).min(self.deadline())).await;
+                }
+                Err(_) => tracing::warn!(task_id = %self.task_id, "lease not renewed: no answer"),
+            }
+        }
+    }
+
+    /// One renewal; false when the chain is somebody else's.
+    async fn renew(&self) -> Result<bool, BusError> {
+        self.delivery.progress().await?;
+        let head = self.bus.head(&self.tenant, &self.task_id).await?;
+        // A terminal event of our own nonce is ours as well: it is being committed.
+        Ok(head.is_none_or(|head| head.event.nonce == self.nonce))
+    }
+}

@@ -1,0 +1,170 @@
+//! Stage 4, prepare: the attempt's own directory, and the process that will run in it.
+
+use std::io::Write as _;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
+
+use crate::intake::Task;
+use crate::plan::{Plan, Program};
+
+/// Longest script that is passed as an argument; the kernel takes 128 KiB in one argument.
+const INLINE_SCRIPT: usize = 64 * 1024;
+
+/// An attempt's directory; removed when dropped.
+#[derive(Debug)]
+pub struct Workspace {
+    root: PathBuf,
+    /// Where the task runs unless it asks otherwise.
+    pub dir: PathBuf,
+    /// `WINDLASS_RESULT`
+    pub result: PathBuf,
+    /// `WINDLASS_PROGRESS`
+    pub progress: PathBuf,
+    /// `WINDLASS_OUTPUTS`
+    pub outputs: PathBuf,
+}
+
+/// Why the directory could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot make {path}: {error}")]
+pub struct PrepareError {
+    /// What.
+    pub path: PathBuf,
+    /// The system's answer.
+    pub error: std::io::Error,
+}
+
+impl PrepareError {
+    /// True when the disk is full.
+    #[must_use]
+    pub fn is_disk_full(&self) -> bool {
+        matches!(self.error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
+    }
+}
+
+impl Workspace {
+    /// Makes `<parent>/<name>` with what a task finds there.
+    ///
+    /// # Errors
+    /// When the directories cannot be made.
+    pub fn create(parent: &Path, name: &str) -> Result<Self, PrepareError> {
+        let root = parent.join(name);
+        let workspace = Self {
+            dir: root.join("work"),
+            result: root.join("result.json"),
+            progress: root.join("progress.ndjson"),
+            outputs: root.join("outputs"),
+            root,
+        };
+        for dir in [&workspace.root, &workspace.dir, &workspace.outputs] {
+            std::fs::create_dir_all(dir).map_err(|error| PrepareError { path: dir.clone(), error })?;
+        }
+        Ok(workspace)
+    }
+
+    /// Where the script of a task is kept when it is too long for an argument.
+    fn script(&self) -> PathBuf {
+        self.root.join("script.sh")
+    }
+}
+
+impl Drop for Workspace {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.root) {
+            tracing::warn!(%error, path = %self.root.display(), "cannot remove the work directory");
+        }
+    }
+}
+
+/// A process to be started.
+#[derive(Debug)]
+pub struct Launch {
+    /// Argument vector.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Absolute working directory.
+    pub cwd: String,
+    /// Standard input.
+    pub stdin: OwnedFd,
+}
+
+/// What a task is told about itself.
+#[derive(Debug)]
+pub struct Facts<'a> {
+    /// The task.
+    pub task: &'a Task,
+    /// Attempt number.
+    pub attempt: u32,
+    /// Stream sequence of its `task_started`.
+    pub fence: u64,
+    /// `PATH`, unless the task sets one.
+    pub path: &'a str,
+    /// W3C trace context of the publisher.
+    pub traceparent: Option<&'a str>,
+}
+
+/// Puts together what the supervisor is to start.
+///
+/// # Errors
+/// When standard input or the script cannot be written.
+pub fn launch(plan: &Plan, workspace: &Workspace, facts: &Facts<'_>) -> Result<Launch, PrepareError> {
+    let execution = &facts.task.assignment.execution;
+    let argv = match &plan.program {
+        Program::Argv(argv) => argv.clone(),
+        Program::Bash { script, args } => bash(script, args, workspace)?,
+    };
+    let cwd = execution.working_dir.as_deref().map_or_else(|| workspace.dir.clone(), |dir| workspace.dir.join(dir));
+    let stdin = stdin(execution.stdin.as_deref()).map_err(|error| PrepareError { path: "standard input".into(), error })?;
+    Ok(Launch { argv, env: environment(workspace, facts), cwd: cwd.to_string_lossy().into_owned(), stdin })
+}
+
+fn bash(script: &str, args: &[String], workspace: &Workspace) -> Result<Vec<String>, PrepareError> {
+    let mut argv = vec!["bash".to_owned()];
+    if script.len() <= INLINE_SCRIPT && !script.contains('\0') {
+        argv.extend(["-c".to_owned(), script.to_owned(), "bash".to_owned()]);
+    } else {
+        let path = workspace.script();
+        std::fs::write(&path, script).map_err(|error| PrepareError { path: path.clone(), error })?;
+        argv.push(path.to_string_lossy().into_owned());
+    }
+    argv.extend(args.iter().cloned());
+    Ok(argv)
+}
+
+fn stdin(text: Option<&str>) -> std::io::Result<OwnedFd> {
+    let Some(text) = text else { return Ok(std::fs::File::open("/dev/null")?.into()) };
+    let mut file = std::fs::File::from(memfd_create("stdin", MemfdFlags::CLOEXEC)?);
+    file.write_all(text.as_bytes())?;
+    seek(&file, SeekFrom::Start(0))?;
+    Ok(file.into())
+}
+
+/// The task's environment: defaults, then its own, then what nobody may change.
+fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)> {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let task = facts.task;
+    let defaults = [("PATH", facts.path.to_owned()), ("HOME", text(&workspace.dir)), ("LANG", "C.UTF-8".to_owned())];
+    let mut env: Vec<(String, String)> = defaults.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
+    let fixed = [
+        ("WINDLASS_TASK_ID", task.task_id.to_string()),
+        ("WINDLASS_ATTEMPT", facts.attempt.to_string()),
+        ("WINDLASS_FENCE", facts.fence.to_string()),
+        ("WINDLASS_TENANT", task.tenant.to_string()),
+        ("WINDLASS_CLASS", task.class.to_string()),
+        ("WINDLASS_WORKDIR", text(&workspace.dir)),
+        ("WINDLASS_RESULT", text(&workspace.result)),
+        ("WINDLASS_PROGRESS", text(&workspace.progress)),
+        ("WINDLASS_OUTPUTS", text(&workspace.outputs)),
+    ];
+    let own = task.assignment.execution.env.iter().map(|(n, v)| (n.clone(), v.clone()));
+    let fixed = fixed.into_iter().map(|(n, v)| (n.to_owned(), v));
+    let traceparent = facts.traceparent.map(|t| ("TRACEPARENT".to_owned(), t.to_owned()));
+    for (name, value) in own.chain(fixed).chain(traceparent) {
+        env.retain(|(n, _)| *n != name);
+        env.push((name, value));
+    }
+    env
+}

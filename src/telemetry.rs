@@ -1,0 +1,32 @@
+//! The worker's own log: tracing to standard error, for people or as JSON.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// Why the log cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("log.level: {level:?} is not a filter: {error}; use error, warn, info, debug, trace, or module=level pairs")]
+pub struct TelemetryError {
+    level: String,
+    error: String,
+}
+
+/// Sets up the log of this process.
+///
+/// # Errors
+/// When the filter cannot be read.
+pub fn init(config: &Log) -> Result<(), TelemetryError> {
+    let filter =
+        EnvFilter::try_new(&config.level).map_err(|error| TelemetryError { level: config.level.clone(), error: error.to_string() })?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A second call in one process, as tests make it, changes nothing.
+    let _ = match config.format {
+        LogFormat::Text => {
+            let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr()) && std::env::var_os("NO_COLOR").is_none();
+            builder.with_ansi(ansi).try_init()
+        }
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+    };
+    Ok(())
+}

@@ -1,0 +1,206 @@
+//! The worker: composition of the role, and the one loop that takes work in.
+//!
+//! ```text
+//! capacity ─permits─▶ schedule ─asks─▶ queues ─deliveries─▶ attempts (one task each) ─permits─▶ capacity
+//! ```
+//! [`run`] connects the parts and ends when the worker has drained. What one task goes through is in [`attempt`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+mod attempt;
+pub mod capacity;
+mod dispatcher;
+mod instance;
+mod progress;
+mod result;
+mod run;
+mod schedule;
+mod story;
+mod sweeper;
+
+pub use instance::{Instance, InstanceError, host_name};
+
+use crate::bus::control::Cancels;
+use crate::bus::presence::Presence;
+use crate::bus::provision::{self, UnfitStreams};
+use crate::bus::{Bus, BusError, ConnectError, Patience};
+use crate::config::{Config, OnLeaseLoss};
+use crate::execute::native::{StartError, Supervisor};
+use crate::report;
+use crate::task::Time;
+use capacity::{Capacity, Machine, Need};
+use dispatcher::Dispatcher;
+
+/// How far the worker's end has come. The order counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stop {
+    /// Not at all.
+    Run,
+    /// No new work; what runs may end.
+    Drain,
+    /// What still runs is stopped with its grace, and given back.
+    Leave,
+    /// What still runs is killed, and given back.
+    Abort,
+}
+
+/// What every attempt of this worker needs.
+#[derive(Debug)]
+pub struct Shared {
+    pub(crate) config: Config,
+    pub(crate) bus: Bus,
+    pub(crate) sink: Arc<Bus>,
+    pub(crate) instance: Instance,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) cancels: Cancels,
+    pub(crate) capacity: Arc<Capacity>,
+    pub(crate) enforced: bool,
+    pub(crate) stop: watch::Receiver<Stop>,
+}
+
+impl Shared {
+    fn ack_wait(&self) -> Duration {
+        Duration::from_secs_f64(self.config.lease.ack_wait_s)
+    }
+
+    fn shed_delay(&self) -> Duration {
+        Duration::from_secs_f64(self.config.worker.shed_delay_s)
+    }
+
+    /// Whether a task is killed when its lease is over, even by a supervisor whose worker does not answer.
+    fn leased(&self) -> bool {
+        self.config.lease.on_lease_loss == OnLeaseLoss::Stop
+    }
+}
+
+/// Why a worker does not start, or ended otherwise than asked.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// This machine.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The supervisor, and with it the limits.
+    #[error(transparent)]
+    Supervisor(#[from] StartError),
+    /// NATS.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// NATS, later.
+    #[error(transparent)]
+    Bus(#[from] BusError),
+    /// Streams.
+    #[error(transparent)]
+    Streams(#[from] UnfitStreams),
+    /// A class that this worker could never run a task of.
+    #[error("classes.{0}: its defaults of cpus and memory are more than [capacity] allows; raise one or lower the other")]
+    NeverFits(String),
+    /// The supervisor died: its tasks are dead too, and were given back.
+    #[error("the supervisor is gone; its tasks were stopped and given back")]
+    SupervisorLost,
+}
+
+/// Runs a worker until `stop` says otherwise and its tasks have ended.
+///
+/// # Errors
+/// When it cannot start, or lost its supervisor.
+pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), WorkerError> {
+    let instance = Instance::create(&config.worker)?;
+    let capacity = Capacity::new(&config, Machine::here());
+    for (name, class) in &config.classes {
+        if !capacity.could_hold(Need::new(class.cpus, class.memory.bytes())) {
+            return Err(WorkerError::NeverFits(name.to_string()));
+        }
+    }
+    let supervisor = Supervisor::start(&config.cgroup, &instance.info.instance).await?;
+    let enforced = supervisor.enforced();
+    tracing::info!(limits = supervisor.description(), enforced, "supervisor ready");
+    let mut stopping = stop.clone();
+    let name = format!("windlass worker {}", instance.info.worker_id);
+    let bus = tokio::select! {
+        bus = Bus::connect(&config.bus, &name, Patience::Wait) => bus?,
+        _ = stopping.wait_for(|s| *s >= Stop::Drain) => return Ok(()),
+    };
+    checked(&bus, &config, &mut stopping).await?;
+    let (cancels, listening) = Cancels::listen(&bus).await?;
+    let mut background = JoinSet::new();
+    background.spawn(listening);
+    let sink = Arc::new(bus.clone());
+    let shared = Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, enforced, stop });
+    start_background(&shared, &mut background);
+    tracing::info!(worker_id = %shared.instance.info.worker_id, instance = shared.instance.info.instance, slots = shared.capacity.slots(), "ready");
+    let end = Dispatcher::new(Arc::clone(&shared)).run().await;
+    background.shutdown().await;
+    shared.bus.close().await;
+    end
+}
+
+/// Checks the streams; waits where the server only needs time.
+async fn checked(bus: &Bus, config: &Config, stopping: &mut watch::Receiver<Stop>) -> Result<(), WorkerError> {
+    loop {
+        match provision::check(bus, config).await {
+            Err(UnfitStreams::Bus(error)) if error.is_transient() => {
+                tracing::warn!(%error, "cannot look at the streams yet");
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_secs(1)) => {}
+                    _ = stopping.wait_for(|s| *s >= Stop::Drain) => return Ok(()),
+                }
+            }
+            other => return Ok(other?),
+        }
+    }
+}
+
+fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
+    let of = |shared: &Arc<Shared>| Arc::clone(shared);
+    let dead = of(shared);
+    background.spawn(async move { dead.instance.bury_the_dead(&dead.bus).await });
+    background.spawn(announce(of(shared)));
+    if shared.config.sweeper.interval_s > 0.0 {
+        background.spawn(sweeper::Sweeper::default().run(of(shared)));
+    }
+    if !shared.config.logs.dir.is_empty() {
+        background.spawn(prune_logs(of(shared)));
+    }
+}
+
+/// Says every few seconds that this worker is there; for people.
+async fn announce(shared: Arc<Shared>) {
+    loop {
+        let info = &shared.instance.info;
+        let presence = Presence {
+            worker_id: info.worker_id.clone(),
+            instance: info.instance.clone(),
+            host: info.host.clone(),
+            version: info.version.clone(),
+            classes: shared.config.classes.keys().map(ToString::to_string).collect(),
+            slots: shared.capacity.slots(),
+            running: shared.capacity.used_slots(),
+            draining: *shared.stop.borrow() >= Stop::Drain,
+            time: Time::now(),
+        };
+        if let Err(error) = shared.bus.announce(&presence).await {
+            tracing::debug!(%error, "presence not written");
+        }
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+}
+
+/// Keeps the local copies of output within age and size.
+async fn prune_logs(shared: Arc<Shared>) {
+    loop {
+        let logs = shared.config.logs.clone();
+        let pruning = tokio::task::spawn_blocking(move || {
+            report::prune(std::path::Path::new(&logs.dir), Duration::from_secs_f64(logs.dir_max_age_h * 3600.0), logs.dir_max)
+        });
+        match pruning.await {
+            Ok(Err(error)) => tracing::warn!(%error, "cannot prune local logs"),
+            Ok(Ok(_)) => {}
+            Err(error) => tracing::warn!(%error, "pruning of local logs failed"),
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+}

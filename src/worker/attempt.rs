@@ -1,0 +1,351 @@
+//! One delivery through all stages: decode, plan, claim, run, commit, acknowledge.
+//!
+//! ```text
+//! Delivery ─ decode ─ plan ─ decide ─ claim ─▶ drive ─────────────────────────────▶ LeaseEnd
+//!                                              │  run ─ dispose ─ commit            ack | give back | forsake
+//!              renewer, cancel, drain ─signals─┘
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::capacity::{Need, Permit};
+use super::run::{Account, Ended, Interrupt, Run, Signals};
+use super::story::{self, Story};
+use super::Stop;
+use crate::bus::chain::{Appended, ChainEnd, ChainWriter, Head, SpooledEvent};
+use crate::bus::control::{CancelRequest, CancelWatch};
+use crate::bus::delivery::Delivery;
+use crate::bus::BusError;
+use crate::claim::{Attempt, Decision, Ending, Situation, decide};
+use crate::config::OnLeaseLoss;
+use crate::intake::{self, Lease, Loss, Poison, Renewer, Task};
+use crate::plan::{self, Plan};
+use crate::report::{AllChunksConfirmed, Receipt};
+use crate::retry::Delays;
+use crate::settle::{Disposition, dispose};
+use crate::task::event::{Event, EventKind, RetryInfo, Status};
+use crate::task::stage::Stage;
+use crate::task::{Reason, TaskId, Tenant, Time};
+use crate::wire::event::Encoded;
+
+/// What becomes of the message.
+#[derive(Debug)]
+enum LeaseEnd {
+    Ack(Receipt),
+    GiveBack(Duration),
+    Forsake,
+}
+
+impl LeaseEnd {
+    async fn end(self, lease: Lease) {
+        match self {
+            Self::Ack(receipt) => lease.ack(receipt).await,
+            Self::GiveBack(delay) => lease.give_back(delay).await,
+            Self::Forsake => lease.forsake(),
+        }
+    }
+}
+
+/// Takes one delivery to its end. `permit` is held throughout.
+pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit) {
+    let lease = Lease::new(delivery);
+    let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
+        Err(poison) => bury_poison(&shared, lease.delivery(), poison).await,
+        Ok(task) => handle(&shared, &lease, &task, &mut permit).await,
+    };
+    end.end(lease).await;
+}
+
+async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
+    let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
+    let plan = plan::plan(task, class, shared.enforced);
+    // Listen first, then read what is stored: so no request is missed.
+    let mut cancel = shared.cancels.watch(&task.tenant, &task.task_id);
+    let Some((head, stored)) = history(shared, lease, &task.tenant, &task.task_id).await else { return LeaseEnd::Forsake };
+    let situation = Situation { task, plan: &plan, head: head.as_ref(), cancel: stored.as_ref(), now: Time::now() };
+    let decision = decide(&situation);
+    let writer = ChainWriter::after(shared.bus.clone(), task.tenant.clone(), task.task_id.clone(), shared.config.events.encoding, head.as_ref());
+    match (decision, plan) {
+        (Decision::AlreadyOver(over), _) => LeaseEnd::Ack(Receipt::of_end(over)),
+        (Decision::IdReused, _) => {
+            let error = format!("task_id: {:?} was used before by a task with other content; a task's id is its own for ever", task.task_id.as_str());
+            bury(shared, lease.delivery(), Reason::InvalidAssignment, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+        }
+        (Decision::NotYet(wait), _) => LeaseEnd::GiveBack(wait),
+        (Decision::End(ending), plan) => {
+            let max_attempts = plan.map_or(0, |p| p.max_attempts);
+            let story = Story::new(&shared.instance.info, task, lease.delivery(), ending.attempts, max_attempts);
+            end_unrun(shared, lease.delivery(), writer, &story, &ending).await
+        }
+        // A plan that was rejected never leads to a start.
+        (Decision::Start(_), Err(_)) => LeaseEnd::Forsake,
+        (Decision::Start(number), Ok(plan)) => {
+            let need = Need::new(plan.limits.cpus, plan.limits.memory_bytes);
+            if !permit.resize(need) {
+                let delay = if shared.capacity.could_hold(need) { shared.shed_delay() } else { shared.shed_delay() * 5 };
+                tracing::debug!(task_id = %task.task_id, ?need, "does not fit here now, given back");
+                return LeaseEnd::GiveBack(delay);
+            }
+            let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts);
+            let claimed = Claimed { shared, lease, task, plan: &plan, story: &story, attempt: number, traceparent: lease.delivery().header("traceparent") };
+            claimed.claim_and_drive(writer, &mut cancel).await
+        }
+    }
+}
+
+/// The last event of the chain and the stored cancel request; none when the server did not answer in time.
+async fn history(shared: &Shared, lease: &Lease, tenant: &Tenant, task_id: &TaskId) -> Option<(Option<Head>, Option<CancelRequest>)> {
+    let deadline = claim_deadline(shared, lease.delivery());
+    let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(1));
+    loop {
+        let both = async { futures_util::future::try_join(shared.bus.head(tenant, task_id), shared.bus.stored_cancel(tenant, task_id)).await };
+        match tokio::time::timeout_at(deadline, both).await {
+            Ok(Ok(history)) => return Some(history),
+            Ok(Err(error)) => tracing::warn!(%error, %task_id, "cannot read the task's history yet"),
+            Err(_) => return None,
+        }
+        if tokio::time::timeout_at(deadline, delays.wait()).await.is_err() {
+            return None;
+        }
+    }
+}
+
+/// Until when a claim may be tried: afterwards the message may be another worker's.
+fn claim_deadline(shared: &Shared, delivery: &Delivery) -> Instant {
+    delivery.received + shared.ack_wait().mul_f64(0.75)
+}
+
+/// Stores a dead letter; none when that could not be confirmed while the message is held.
+async fn bury(shared: &Shared, delivery: &Delivery, reason: Reason, error: &str) -> Option<Receipt> {
+    let deadline = claim_deadline(shared, delivery);
+    let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(1));
+    loop {
+        match tokio::time::timeout_at(deadline, shared.bus.bury(delivery, &shared.instance.info.worker_id, reason, error)).await {
+            Ok(Ok(letter)) => return Some(Receipt::of_dead_letter(letter)),
+            Ok(Err(BusError::TooLarge { what, text })) => {
+                // Only the headers that a dead letter adds can have made it too large: rather keep it queued than lose it.
+                tracing::error!(what, text, "a dead letter does not fit into max_payload");
+                return None;
+            }
+            Ok(Err(error)) => tracing::warn!(%error, "dead letter not confirmed yet"),
+            Err(_) => return None,
+        }
+        if tokio::time::timeout_at(deadline, delays.wait()).await.is_err() {
+            return None;
+        }
+    }
+}
+
+async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, poison: Poison) -> LeaseEnd {
+    tracing::warn!(subject = delivery.subject, error = poison.error, "not a task");
+    let Some(buried) = bury(shared, delivery, Reason::InvalidAssignment, &poison.error).await else { return LeaseEnd::Forsake };
+    let Some((tenant, task_id, class)) = poison.names else { return LeaseEnd::Ack(buried) };
+    let cancel_lease = Lease::new(delivery.clone());
+    let Some((head, _)) = history(shared, &cancel_lease, &tenant, &task_id).await else { return LeaseEnd::Forsake };
+    cancel_lease.forsake();
+    let attempts = match &head {
+        // A real task of that id has a chain of its own: this message is no part of it.
+        Some(head) if head.event.task.assignment_sha256 != crate::wire::sha256_hex(&delivery.payload) => return LeaseEnd::Ack(buried),
+        Some(head) if head.event.event.is_terminal() => return LeaseEnd::Ack(buried),
+        Some(head) => Attempt { number: head.event.task.attempt, released: head.event.task.released_attempts },
+        None => Attempt { number: 0, released: 0 },
+    };
+    let story = Story::of_poison(&shared.instance.info, (&tenant, &task_id, &class), delivery, attempts);
+    let mut writer = ChainWriter::after(shared.bus.clone(), tenant, task_id, shared.config.events.encoding, head.as_ref());
+    let hint = Some("publish a corrected assignment under a new task_id; the dead letter has this one");
+    let encoded = writer.encode(|link| story.not_run(Reason::InvalidAssignment, &poison.error, hint, link));
+    append_end(&mut writer, encoded, None).await
+}
+
+/// Ends a task that is not run.
+async fn end_unrun(shared: &Arc<Shared>, delivery: &Delivery, mut writer: ChainWriter, story: &Story, ending: &Ending) -> LeaseEnd {
+    let dead = matches!(ending.reason, Reason::InvalidAssignment | Reason::PolicyRefused | Reason::Unschedulable | Reason::AttemptsExhausted);
+    if dead && bury(shared, delivery, ending.reason, &ending.error).await.is_none() {
+        return LeaseEnd::Forsake;
+    }
+    let encoded = writer.encode(|link| story.not_run(ending.reason, &ending.error, ending.hint.as_deref(), link));
+    append_end(&mut writer, encoded, None).await
+}
+
+/// Appends a terminal event and makes the receipt. `chunks` belongs to the manifest that the event carries, if it has one.
+async fn append_end(writer: &mut ChainWriter, encoded: Result<Encoded, BusError>, chunks: Option<AllChunksConfirmed>) -> LeaseEnd {
+    let appended = match encoded {
+        Ok(encoded) => writer.append_encoded(encoded.clone()).await.map(|fate| ChainEnd::of_append(&encoded, fate)),
+        Err(error) => Err(error),
+    };
+    match appended {
+        Ok(Some(end)) => LeaseEnd::Ack(Receipt::of_commit(end, chunks)),
+        Ok(None) => LeaseEnd::Forsake,
+        Err(error) => {
+            tracing::error!(%error, "a terminal event cannot be stored");
+            LeaseEnd::Forsake
+        }
+    }
+}
+
+/// A task that is about to be ours.
+struct Claimed<'a> {
+    shared: &'a Arc<Shared>,
+    lease: &'a Lease,
+    task: &'a Task,
+    plan: &'a Plan,
+    story: &'a Story,
+    attempt: Attempt,
+    traceparent: Option<&'a str>,
+}
+
+impl Claimed<'_> {
+    async fn claim_and_drive(self, mut writer: ChainWriter, cancel: &mut CancelWatch) -> LeaseEnd {
+        if *self.shared.stop.borrow() >= Stop::Drain {
+            return LeaseEnd::GiveBack(Duration::ZERO);
+        }
+        let delivery = self.lease.delivery();
+        let validating = Stage::Validating.entered();
+        let run = story::run_info(self.task, delivery, &self.plan.limits);
+        let append = writer.append(|link| Event {
+            run: Some(run.clone()),
+            assignment: story::carried(delivery),
+            ..self.story.event(EventKind::TaskStarted, link)
+        });
+        let fence = match tokio::time::timeout_at(claim_deadline(self.shared, delivery), append).await {
+            Ok(Ok(Appended::Stored(sequence))) => sequence,
+            Ok(Ok(Appended::Fenced)) => return LeaseEnd::Forsake,
+            Ok(Err(error)) => {
+                tracing::error!(%error, task_id = %self.task.task_id, "cannot claim");
+                return LeaseEnd::Forsake;
+            }
+            Err(_) => {
+                tracing::warn!(task_id = %self.task.task_id, "not claimed in time");
+                return LeaseEnd::Forsake;
+            }
+        };
+        tracing::info!(task_id = %self.task.task_id, tenant = %self.task.tenant, class = %self.task.class, attempt = self.attempt.number, "started");
+        let (interrupts, interrupt) = watch::channel(None);
+        let nonce = self.story.nonce.clone();
+        let bus = self.shared.bus.clone();
+        let renewer = Renewer::new(bus, self.lease, self.task.tenant.clone(), self.task.task_id.clone(), nonce, self.shared.ack_wait());
+        let (leases, lease) = watch::channel(renewer.deadline());
+        let run = Run {
+            shared: self.shared,
+            task: self.task,
+            plan: self.plan,
+            story: self.story,
+            fence,
+            traceparent: self.traceparent,
+            run,
+            claimed: Instant::now(),
+            stages: vec![validating],
+            signals: Signals { interrupt, lease },
+        };
+        let drive = Box::pin(self.drive(run, writer));
+        guard(self.shared, drive, renewer, cancel, &interrupts, &leases).await
+    }
+
+    /// Runs the attempt and stores what there is to say about it.
+    async fn drive(&self, run: Run<'_>, mut writer: ChainWriter) -> LeaseEnd {
+        match run.go(&mut writer).await {
+            Ended::Lost => {
+                tracing::warn!(task_id = %self.task.task_id, attempt = self.attempt.number, "task lost: stopped, nothing published");
+                LeaseEnd::Forsake
+            }
+            Ended::Unfinished(why) => {
+                let released = writer.append(|link| Event { error: Some(why), ..self.story.event(EventKind::TaskReleased, link) }).await;
+                match released {
+                    Ok(Appended::Stored(_)) => LeaseEnd::GiveBack(Duration::ZERO),
+                    Ok(Appended::Fenced) | Err(_) => LeaseEnd::Forsake,
+                }
+            }
+            Ended::Said(account) => {
+                let counted = self.attempt.number - self.attempt.released;
+                match dispose(account.reason, &self.task.assignment.retry, self.plan, counted) {
+                    Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
+                    Disposition::End => self.commit(*account, writer).await,
+                }
+            }
+        }
+    }
+
+    async fn retry(&self, account: Account, delay: Duration, mut writer: ChainWriter) -> LeaseEnd {
+        let retry = RetryInfo { will_retry: true, next_attempt: Some(self.attempt.number + 1), not_before: Some(Time::now().plus(delay)) };
+        tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, ?delay, "another attempt follows");
+        let appended = writer.append(|link| Event { retry: Some(retry), ..account.tell(self.story.event(EventKind::TaskRetrying, link)) }).await;
+        match appended {
+            Ok(Appended::Stored(_)) => LeaseEnd::GiveBack(delay),
+            Ok(Appended::Fenced) => LeaseEnd::Forsake,
+            Err(error) => {
+                tracing::error!(%error, "a retry cannot be stored");
+                LeaseEnd::Forsake
+            }
+        }
+    }
+
+    /// The terminal event: kept on disk first, then appended until it is stored or another worker's.
+    async fn commit(&self, account: Account, mut writer: ChainWriter) -> LeaseEnd {
+        let (kind, status) =
+            if account.reason == Reason::Ok { (EventKind::TaskCompleted, Status::Completed) } else { (EventKind::TaskFailed, Status::Failed) };
+        tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, "ended");
+        let retry = RetryInfo { will_retry: false, next_attempt: None, not_before: None };
+        // A progress event whose answer was lost comes first.
+        match writer.settle_unsettled().await {
+            Ok(Some(Appended::Fenced)) | Err(_) => return LeaseEnd::Forsake,
+            Ok(Some(Appended::Stored(_)) | None) => {}
+        }
+        let mut chunks = None;
+        let encoded = writer.encode(|link| {
+            let (event, proof) = account.tell_with(self.story.event(kind, link));
+            chunks = proof;
+            Event { status: Some(status), retry: Some(retry), ..event }
+        });
+        let kept = encoded.as_ref().ok().and_then(|encoded| {
+            let name = format!("{}.{}.json", self.task.task_id, self.attempt.number);
+            let kept = self.shared.instance.keep(&name, &SpooledEvent::new(&writer, encoded.clone()));
+            kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
+        });
+        let end = append_end(&mut writer, encoded, chunks).await;
+        if let Some(kept) = kept {
+            kept.settled();
+        }
+        end
+    }
+}
+
+/// Watches over a claimed task while `drive` takes it to its end: renews the lease, hears cancel requests and the worker's stop.
+async fn guard(
+    shared: &Shared,
+    mut drive: std::pin::Pin<Box<impl Future<Output = LeaseEnd>>>,
+    mut renewer: Renewer,
+    cancel: &mut CancelWatch,
+    interrupts: &watch::Sender<Option<Interrupt>>,
+    leases: &watch::Sender<Instant>,
+) -> LeaseEnd {
+    let mut stop = shared.stop.clone();
+    let mut canceled = false;
+    let mut lost = false;
+    loop {
+        // All arms are cancel safe; the renewer counts from its last confirmed renewal, not from its start.
+        tokio::select! {
+            end = &mut drive => return end,
+            loss = renewer.run(|until| { leases.send_replace(until); }), if !lost => {
+                if loss == Loss::Fenced || shared.config.lease.on_lease_loss == OnLeaseLoss::Stop {
+                    lost = true;
+                    interrupts.send_replace(Some(Interrupt::Lost));
+                }
+            }
+            request = cancel.canceled(), if !canceled => {
+                canceled = true;
+                interrupts.send_if_modified(|now| if now.is_none() { *now = Some(Interrupt::Canceled(request.reason)); true } else { false });
+            }
+            changed = stop.changed() => {
+                let now = *stop.borrow_and_update();
+                if changed.is_ok() && now >= Stop::Leave && !lost {
+                    interrupts.send_replace(Some(Interrupt::Leave { gently: now == Stop::Leave }));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! The loop that takes work in: permits first, then requests, then one task per delivery.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::capacity::{Need, Permit};
+use super::schedule::{Ask, Schedule};
+use super::{Shared, Stop, WorkerError, attempt};
+use crate::bus::delivery::Delivery;
+use crate::bus::pull::{Pulled, Puller};
+use crate::bus::{BusError, Subjects};
+use crate::intake::Lease;
+use crate::retry::Delays;
+use crate::task::{ClassName, Priority};
+
+/// Which queue of which class.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+struct QueueId {
+    class: ClassName,
+    queue: usize,
+}
+
+/// One request to a queue's task. The channel holds one: there is one request per queue at a time.
+type Asks = mpsc::Sender<(u32, Option<Duration>)>;
+
+#[derive(Debug)]
+struct Lane {
+    schedule: Schedule,
+    default_need: Need,
+    asks: Vec<Asks>,
+    /// Permits promised to the open request of each queue.
+    promised: Vec<Vec<Permit>>,
+}
+
+/// Owns what is asked, promised and under way.
+pub struct Dispatcher {
+    shared: Arc<Shared>,
+    lanes: BTreeMap<ClassName, Lane>,
+    attempts: JoinSet<()>,
+    queues: JoinSet<Result<(), BusError>>,
+    pulled: mpsc::Receiver<(QueueId, Pulled)>,
+    pulled_sender: mpsc::Sender<(QueueId, Pulled)>,
+}
+
+impl Dispatcher {
+    /// Of the worker `shared`.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Self {
+        // A queue's task waits with what it pulled while this loop is behind; each has at most one batch under way.
+        let (pulled_sender, pulled) = mpsc::channel(64);
+        Self { shared, lanes: BTreeMap::new(), attempts: JoinSet::new(), queues: JoinSet::new(), pulled, pulled_sender }
+    }
+
+    /// Takes work in until the worker has to stop, and waits for what runs.
+    ///
+    /// # Errors
+    /// When the supervisor or the connection is gone for good.
+    pub async fn run(mut self) -> Result<(), WorkerError> {
+        self.open_queues().await?;
+        let mut stop = self.shared.stop.clone();
+        let shared = Arc::clone(&self.shared);
+        loop {
+            self.ask();
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|s| *s >= Stop::Drain) => break,
+                () = shared.supervisor.lost() => return self.supervisor_lost().await,
+                Some((id, pulled)) = self.pulled.recv() => self.on_pulled(id, pulled),
+                Some(ended) = self.attempts.join_next(), if !self.attempts.is_empty() => note_panic(ended),
+                Some(queue) = self.queues.join_next() => {
+                    if let Ok(Err(error)) = queue {
+                        return Err(error.into());
+                    }
+                }
+                () = shared.capacity.freed() => {}
+            }
+        }
+        self.drain().await
+    }
+
+    async fn open_queues(&mut self) -> Result<(), BusError> {
+        for (class, settings) in &self.shared.config.classes {
+            let mut asks = Vec::new();
+            for (queue, priority) in Priority::ALL.into_iter().enumerate() {
+                let puller = self.shared.bus.puller(&Subjects::consumer(class, priority)).await?;
+                let (sender, receiver) = mpsc::channel(1);
+                let id = QueueId { class: class.clone(), queue };
+                self.queues.spawn(queue_task(id, puller, receiver, self.pulled_sender.clone()));
+                asks.push(sender);
+            }
+            let lane = Lane {
+                schedule: Schedule::new(asks.len()),
+                default_need: Need::new(settings.cpus, settings.memory.bytes()),
+                promised: asks.iter().map(|_| Vec::new()).collect(),
+                asks,
+            };
+            self.lanes.insert(class.clone(), lane);
+        }
+        Ok(())
+    }
+
+    /// Spends free permits on requests.
+    fn ask(&mut self) {
+        for (class, lane) in &mut self.lanes {
+            loop {
+                let free = self.shared.capacity.available(class, lane.default_need);
+                let Some(Ask { queue, batch, wait }) = lane.schedule.next(free, Instant::now()) else { break };
+                let take = || self.shared.capacity.take(class, lane.default_need);
+                lane.promised[queue] = std::iter::from_fn(take).take(batch as usize).collect();
+                if lane.asks[queue].try_send((batch, wait)).is_err() {
+                    tracing::error!(%class, queue, "a queue was asked while it was still answering");
+                }
+            }
+        }
+    }
+
+    fn on_pulled(&mut self, id: QueueId, pulled: Pulled) {
+        let Some(lane) = self.lanes.get_mut(&id.class) else { return };
+        match pulled {
+            Pulled::Delivery(delivery) => {
+                let permit = lane.promised[id.queue].pop().or_else(|| self.shared.capacity.take(&id.class, lane.default_need));
+                match permit {
+                    Some(permit) => {
+                        self.attempts.spawn(attempt::attempt(Arc::clone(&self.shared), *delivery, permit));
+                    }
+                    // It came after its request had been given up for lost.
+                    None => self.give_back(*delivery),
+                }
+            }
+            Pulled::Ended { unused, trouble } => {
+                lane.promised[id.queue].clear();
+                lane.schedule.ended(id.queue, unused, Instant::now());
+                if let Some(trouble) = trouble {
+                    tracing::debug!(class = %id.class, queue = id.queue, trouble, "pull ended");
+                }
+            }
+        }
+    }
+
+    fn give_back(&mut self, delivery: Delivery) {
+        self.attempts.spawn(async move { Lease::new(delivery).give_back(Duration::ZERO).await });
+    }
+
+    /// No new work: what comes in is given back at once, what runs gets its time.
+    async fn drain(mut self) -> Result<(), WorkerError> {
+        tracing::info!(running = self.attempts.len(), "draining");
+        for lane in self.lanes.values_mut() {
+            lane.promised.iter_mut().for_each(Vec::clear);
+            // A queue without this end stops when its open request has ended.
+            lane.asks.clear();
+        }
+        drop(self.pulled_sender);
+        let shared = Arc::clone(&self.shared);
+        let mut attempts = self.attempts;
+        let mut queues_open = true;
+        while queues_open || !attempts.is_empty() {
+            tokio::select! {
+                pulled = self.pulled.recv(), if queues_open => match pulled {
+                    Some((_, Pulled::Delivery(delivery))) => {
+                        attempts.spawn(async move { Lease::new(*delivery).give_back(Duration::ZERO).await });
+                    }
+                    Some((_, Pulled::Ended { .. })) => {}
+                    None => queues_open = false,
+                },
+                Some(ended) = attempts.join_next(), if !attempts.is_empty() => note_panic(ended),
+                () = shared.supervisor.lost() => break,
+                () = overdue(shared.stop.clone()) => {
+                    tracing::warn!(left = attempts.len(), "not everything could be given back in time");
+                    break;
+                }
+            }
+        }
+        attempts.shutdown().await;
+        tracing::info!("drained");
+        Ok(())
+    }
+
+    /// Its tasks are dead: each attempt gives its own back. The worker cannot go on.
+    async fn supervisor_lost(mut self) -> Result<(), WorkerError> {
+        tracing::error!("the supervisor is gone");
+        let until = Instant::now() + Duration::from_secs(10);
+        while !self.attempts.is_empty() {
+            match tokio::time::timeout_at(until, self.attempts.join_next()).await {
+                Ok(Some(ended)) => note_panic(ended),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Err(WorkerError::SupervisorLost)
+    }
+}
+
+/// Time that giving back may take once the worker was told to abort.
+const ABORT_TIME: Duration = Duration::from_secs(10);
+
+async fn overdue(mut stop: watch::Receiver<Stop>) {
+    if stop.wait_for(|s| *s >= Stop::Abort).await.is_ok() {
+        tokio::time::sleep(ABORT_TIME).await;
+    } else {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn note_panic(ended: Result<(), tokio::task::JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        // Its message is handed out again; its process was killed with its handle.
+        tracing::error!(%error, "an attempt ended by a defect of windlass");
+    }
+}
+
+/// Serves one queue: one request at a time, everything that arrives is passed on.
+async fn queue_task(
+    id: QueueId,
+    mut puller: Puller,
+    mut asks: mpsc::Receiver<(u32, Option<Duration>)>,
+    pulled: mpsc::Sender<(QueueId, Pulled)>,
+) -> Result<(), BusError> {
+    let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
+    let mut closing = false;
+    while !closing || puller.is_open() {
+        // Both arms are cancel safe.
+        tokio::select! {
+            ask = asks.recv(), if !closing => match ask {
+                Some((batch, wait)) => puller.ask(batch, wait).await?,
+                None => closing = true,
+            },
+            event = puller.next() => {
+                let event = event?;
+                if let Pulled::Ended { trouble: Some(_), .. } = &event {
+                    // Nobody there, a leader change, too many waiting: not as fast as the loop can turn.
+                    delays.wait().await;
+                } else {
+                    delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
+                }
+                if pulled.send((id.clone(), event)).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
+    }
+    Ok(())
+}

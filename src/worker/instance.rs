@@ -1,0 +1,207 @@
+//! This process among the worker's processes: its names, its directory, and what dead ones left behind.
+//!
+//! `<state_dir>/<instance>/` holds `lock` (held for life), `work`, `spool` and `commit`. An instance whose lock is free is
+//! dead: its terminal events are sent if the chain still wants them, then everything of it is removed.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use crate::bus::Bus;
+use crate::bus::chain::{Appended, SpooledEvent};
+use crate::config;
+use crate::task::WorkerId;
+use crate::task::event::WorkerInfo;
+
+/// This process.
+#[derive(Debug)]
+pub struct Instance {
+    /// How events name it.
+    pub info: WorkerInfo,
+    state_dir: PathBuf,
+    dir: PathBuf,
+    _lock: File,
+}
+
+/// Why a worker cannot be set up on this machine.
+#[derive(Debug, thiserror::Error)]
+pub enum InstanceError {
+    /// `worker.id`, or the host name in its place, is no token.
+    #[error("worker.id: {0}; set one in [worker] id or WINDLASS__WORKER__ID")]
+    Id(crate::task::id::InvalidToken),
+    /// A directory or lock file.
+    #[error("worker.state_dir: cannot use {path}: {error}; give a directory that this user may write, with [worker] state_dir")]
+    Dir {
+        /// Path.
+        path: PathBuf,
+        /// The system's answer.
+        error: std::io::Error,
+    },
+}
+
+/// The host's name.
+#[must_use]
+pub fn host_name() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
+/// The configured id, or one made of the host's name.
+fn worker_id(configured: &str, host: &str) -> Result<WorkerId, InstanceError> {
+    if configured.is_empty() {
+        let name: String = host.chars().map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).take(64).collect();
+        return WorkerId::new(name.trim_matches('-')).map_err(InstanceError::Id);
+    }
+    WorkerId::new(configured).map_err(InstanceError::Id)
+}
+
+impl Instance {
+    /// Names this process and makes its directory.
+    ///
+    /// # Errors
+    /// When the id is not valid or the directory cannot be used.
+    pub fn create(config: &config::Worker) -> Result<Self, InstanceError> {
+        let host = host_name();
+        let worker_id = worker_id(&config.id, &host)?;
+        let instance = uuid::Uuid::now_v7().simple().to_string();
+        let state_dir = config.state_dir.clone();
+        let dir = state_dir.join(&instance);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |error| InstanceError::Dir { path, error }
+        };
+        std::fs::create_dir_all(&state_dir).map_err(failed(&state_dir))?;
+        // Locked before it has its final name: a sweeper must never see it unlocked.
+        let hidden = state_dir.join(format!(".{instance}"));
+        for part in ["work", "spool", "commit"] {
+            let path = hidden.join(part);
+            std::fs::create_dir_all(&path).map_err(failed(&path))?;
+        }
+        let lock = File::create(hidden.join("lock")).map_err(failed(&hidden))?;
+        lock.try_lock().map_err(|error| InstanceError::Dir { path: hidden.clone(), error: error.into() })?;
+        std::fs::rename(&hidden, &dir).map_err(failed(&dir))?;
+        let info = WorkerInfo { worker_id, instance, host, version: env!("CARGO_PKG_VERSION").to_owned() };
+        Ok(Self { info, state_dir, dir, _lock: lock })
+    }
+
+    /// Parent of work directories.
+    #[must_use]
+    pub fn work(&self) -> PathBuf {
+        self.dir.join("work")
+    }
+
+    /// Parent of spools.
+    #[must_use]
+    pub fn spool(&self) -> PathBuf {
+        self.dir.join("spool")
+    }
+
+    /// Keeps a terminal event until it is stored.
+    ///
+    /// # Errors
+    /// When it cannot be written: the append is then made without this safety.
+    pub fn keep(&self, name: &str, event: &SpooledEvent) -> std::io::Result<Kept> {
+        let path = self.dir.join("commit").join(name);
+        let partial = path.with_extension("partial");
+        std::fs::write(&partial, serde_json::to_vec(event)?)?;
+        std::fs::rename(&partial, &path)?;
+        Ok(Kept { path })
+    }
+
+    /// Finishes and removes what dead instances of this state directory left.
+    pub async fn bury_the_dead(&self, bus: &Bus) {
+        let Ok(entries) = std::fs::read_dir(&self.state_dir) else { return };
+        for dir in entries.flatten().map(|entry| entry.path()).filter(|path| *path != self.dir && path.is_dir()) {
+            // Held until the directory is gone, so that two workers do not bury at one time.
+            let Some(_lock) = dead(&dir) else { continue };
+            replay(bus, &dir.join("commit")).await;
+            match std::fs::remove_dir_all(&dir) {
+                Ok(()) => tracing::info!(path = %dir.display(), "removed what a dead instance left"),
+                Err(error) => tracing::warn!(%error, path = %dir.display(), "cannot remove what a dead instance left"),
+            }
+        }
+    }
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        let unsettled = std::fs::read_dir(self.dir.join("commit")).is_ok_and(|mut entries| entries.next().is_some());
+        if unsettled {
+            tracing::warn!(path = %self.dir.display(), "terminal events are left for the next instance to send");
+            return;
+        }
+        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+            tracing::warn!(%error, path = %self.dir.display(), "cannot remove the instance's directory");
+        }
+    }
+}
+
+/// The lock of a dead instance's directory; none for a living one, and for what is no instance.
+fn dead(dir: &Path) -> Option<File> {
+    let lock = File::open(dir.join("lock")).ok()?;
+    match lock.try_lock() {
+        Ok(()) => Some(lock),
+        Err(TryLockError::WouldBlock) => None,
+        Err(TryLockError::Error(error)) => {
+            tracing::warn!(%error, path = %dir.display(), "cannot look at an instance's lock");
+            None
+        }
+    }
+}
+
+/// Sends the terminal events that a dead instance had finished: the append decides whether they still count.
+async fn replay(bus: &Bus, dir: &Path) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for path in entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "json")) {
+        let Some(event) = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<SpooledEvent>(&text).ok()) else {
+            tracing::warn!(path = %path.display(), "a spooled event cannot be read");
+            continue;
+        };
+        match event.replay(bus).await {
+            Ok(Appended::Stored(_)) => tracing::info!(event = event.event.id, "finished what a dead instance had done"),
+            Ok(Appended::Fenced) => tracing::info!(event = event.event.id, "another worker has gone on with it"),
+            Err(error) => tracing::warn!(%error, event = event.event.id, "cannot send a spooled event"),
+        }
+    }
+}
+
+/// A terminal event on disk. It stays there until [`Kept::settled`]: a worker that has to go before it knows leaves it to
+/// the next instance.
+#[derive(Debug)]
+pub struct Kept {
+    path: PathBuf,
+}
+
+impl Kept {
+    /// The event's fate is known.
+    pub fn settled(self) {
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(%error, path = %self.path.display(), "cannot remove a spooled event");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_name_becomes_a_worker_id() {
+        assert_eq!(worker_id("", "node-7.example.org").unwrap().as_str(), "node-7-example-org");
+        assert_eq!(worker_id("w_1", "x").unwrap().as_str(), "w_1");
+        assert!(worker_id("a b", "x").unwrap_err().to_string().contains("worker.id"));
+    }
+
+    #[test]
+    fn only_the_dead_are_found() {
+        let state = tempfile::tempdir().unwrap();
+        let mut config = config::load(None, []).unwrap().worker;
+        config.state_dir = state.path().to_owned();
+        let living = Instance::create(&config).unwrap();
+        assert!(dead(&living.dir).is_none());
+        let orphan = state.path().join("0123");
+        std::fs::create_dir_all(&orphan).unwrap();
+        std::fs::write(orphan.join("lock"), "").unwrap();
+        assert!(dead(&orphan).is_some());
+        drop(living);
+        assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 1, "a living one removes its own directory at its end");
+    }
+}

@@ -1,0 +1,460 @@
+//! One attempt from its claim to its end: prepare, execute, report. What follows from the end is not decided here.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::progress::ProgressFile;
+use super::story::Story;
+use crate::bus::chain::{Appended, ChainWriter};
+use crate::execute::native::{self, Process, SpawnFailure};
+use crate::intake::Task;
+use crate::plan::Plan;
+use crate::prepare::{self, Facts, Launch, Workspace};
+use crate::report::{AllChunksConfirmed, Fault, LocalLogs, Recorded, Recorder, RecorderConfig, ReportError};
+use crate::supervisor::protocol::{ExitReport, ExitStatus, SpawnRequest};
+use crate::task::event::{Event, EventKind, Manifest, Progress, RunInfo, TaskResult};
+use crate::task::stage::{Stage, StageEntry};
+use crate::task::{Reason, Time, limits::Usage};
+
+/// Longest wait for output that a process outside the task's tree still holds open.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often the progress file is looked at.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Why an attempt is stopped from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Interrupt {
+    /// Somebody asked for it; with his reason.
+    Canceled(Option<String>),
+    /// The worker has to go: the task is given back. With grace, or at once.
+    Leave {
+        /// Whether the task gets its grace.
+        gently: bool,
+    },
+    /// The lease or the chain is lost: nothing more may be said about the task.
+    Lost,
+}
+
+/// What the attempt hears from outside.
+#[derive(Debug, Clone)]
+pub struct Signals {
+    /// The strongest interrupt so far.
+    pub interrupt: watch::Receiver<Option<Interrupt>>,
+    /// Until when the lease holds.
+    pub lease: watch::Receiver<Instant>,
+}
+
+/// How an attempt ended.
+#[derive(Debug)]
+pub enum Ended {
+    /// With something to say.
+    Said(Box<Account>),
+    /// Unfinished: to be given back.
+    Unfinished(String),
+    /// Lost: nothing may be said.
+    Lost,
+}
+
+/// What is to be said about a finished attempt.
+#[derive(Debug)]
+pub struct Account {
+    /// Typed.
+    pub reason: Reason,
+    /// For people.
+    pub error: Option<String>,
+    /// What to do.
+    pub hint: Option<String>,
+    /// How far it came.
+    pub phase: &'static str,
+    /// How it ran.
+    pub run: RunInfo,
+    /// Status of its process.
+    pub status: Option<ExitStatus>,
+    /// What it used.
+    pub usage: Option<Usage>,
+    /// End of its standard error.
+    pub stderr_tail: Option<String>,
+    /// What a reader must find of its output.
+    pub manifest: Option<Manifest>,
+    /// That all of it is stored.
+    pub chunks: Option<AllChunksConfirmed>,
+    /// What it gave back.
+    pub result: Option<TaskResult>,
+    /// Stage history.
+    pub stages: Vec<StageEntry>,
+}
+
+impl Account {
+    fn failed(reason: Reason, error: String, phase: &'static str, run: RunInfo, stages: Vec<StageEntry>) -> Self {
+        Self {
+            reason,
+            error: Some(error),
+            hint: None,
+            phase,
+            run,
+            status: None,
+            usage: None,
+            stderr_tail: None,
+            manifest: None,
+            chunks: None,
+            result: None,
+            stages,
+        }
+    }
+
+    /// Puts the account into an event.
+    #[must_use]
+    pub fn tell(self, event: Event) -> Event {
+        self.tell_with(event).0
+    }
+
+    /// Likewise, with the proof of its output for the receipt.
+    #[must_use]
+    pub fn tell_with(self, mut event: Event) -> (Event, Option<AllChunksConfirmed>) {
+        (event.exit_code, event.signal) = match self.status {
+            Some(ExitStatus::Code(code)) => (Some(code), None),
+            Some(ExitStatus::Signal(signal)) => (None, Some(signal)),
+            None => (None, None),
+        };
+        event.outcome = Some(self.reason.outcome());
+        event.reason = Some(self.reason);
+        event.phase = Some(self.phase.to_owned());
+        event.error = self.error;
+        event.hint = self.hint;
+        event.run = Some(self.run);
+        event.usage = self.usage;
+        event.stderr_tail = self.stderr_tail.filter(|tail| !tail.is_empty());
+        event.logs = self.manifest;
+        event.result = self.result;
+        event.stages = self.stages;
+        (event, self.chunks)
+    }
+}
+
+/// One attempt that was claimed.
+pub struct Run<'a> {
+    /// The worker's parts.
+    pub shared: &'a Arc<Shared>,
+    /// The task.
+    pub task: &'a Task,
+    /// What is to run.
+    pub plan: &'a Plan,
+    /// How events tell of it.
+    pub story: &'a Story,
+    /// Stream sequence of its `task_started`.
+    pub fence: u64,
+    /// Publisher's trace context.
+    pub traceparent: Option<&'a str>,
+    /// As `task_started` has it.
+    pub run: RunInfo,
+    /// When it was claimed.
+    pub claimed: Instant,
+    /// So far.
+    pub stages: Vec<StageEntry>,
+    /// From outside.
+    pub signals: Signals,
+}
+
+/// A process with the recorder of its output.
+struct Running {
+    process: Process,
+    recorder: Recorder,
+    progress: ProgressFile,
+    started: Instant,
+}
+
+/// Why the process was told to stop.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Stopped {
+    Timeout,
+    Deadline,
+    Canceled(Option<String>),
+    Leaving,
+    Lost,
+    Output,
+}
+
+impl Run<'_> {
+    fn name(&self) -> String {
+        format!("{}.{}", self.task.task_id, self.story.attempt())
+    }
+
+    /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
+    pub async fn go(mut self, writer: &mut ChainWriter) -> Ended {
+        self.stages.push(Stage::Loading.entered());
+        let workspace = match Workspace::create(&self.shared.instance.work(), &self.name()) {
+            Ok(workspace) => workspace,
+            Err(error) => {
+                let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
+                return self.failed(reason, error.to_string(), None, "prepare");
+            }
+        };
+        let facts = Facts {
+            task: self.task,
+            attempt: self.story.attempt(),
+            fence: self.fence,
+            path: &self.shared.config.worker.path,
+            traceparent: self.traceparent,
+        };
+        let launch = match prepare::launch(self.plan, &workspace, &facts) {
+            Ok(launch) => launch,
+            Err(error) => {
+                let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
+                return self.failed(reason, error.to_string(), None, "prepare");
+            }
+        };
+        let mut running = match self.start(launch, &workspace).await {
+            Ok(running) => running,
+            Err(ended) => return *ended,
+        };
+        let (report, stopped) = match self.attend(&mut running, writer).await {
+            Ok(ended) => ended,
+            Err(native::SupervisorLost) => return Ended::Unfinished("the worker lost its supervisor".to_owned()),
+        };
+        if stopped == Some(Stopped::Lost) || report.lease_expired {
+            running.recorder.abandon().await;
+            return Ended::Lost;
+        }
+        self.finish(running, &workspace, report, stopped).await
+    }
+
+    fn failed(self, reason: Reason, error: String, hint: Option<String>, phase: &'static str) -> Ended {
+        Ended::Said(Box::new(Account { hint, ..Account::failed(reason, error, phase, self.run, self.stages) }))
+    }
+
+    async fn start(&mut self, launch: Launch, workspace: &Workspace) -> Result<Running, Box<Ended>> {
+        let unprepared = |this: &mut Self, error: String| {
+            let account = Account::failed(Reason::WorkspaceFailed, error, "prepare", this.run.clone(), std::mem::take(&mut this.stages));
+            Box::new(Ended::Said(Box::new(account)))
+        };
+        let pipes = || -> std::io::Result<_> { Ok((std::io::pipe()?, std::io::pipe()?)) };
+        let ((out_read, out_write), (err_read, err_write)) = pipes().map_err(|e| unprepared(self, format!("cannot make pipes: {e}")))?;
+        let recorder = Recorder::start(self.recorder_config(), Arc::clone(&self.shared.sink), out_read.into(), err_read.into())
+            .map_err(|e| unprepared(self, format!("cannot record output: {e}")))?;
+        let lease = self.signals.lease.borrow().saturating_duration_since(Instant::now());
+        let request = SpawnRequest {
+            id: 0,
+            cgroup: self.name(),
+            limits: self.plan.limits.clone(),
+            argv: launch.argv,
+            env: launch.env,
+            cwd: launch.cwd,
+            lease_ms: self.shared.leased().then(|| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)),
+        };
+        let stdio: [OwnedFd; 3] = [launch.stdin, out_write.into(), err_write.into()];
+        let [stdin, stdout, stderr] = stdio;
+        match self.shared.supervisor.spawn(request, stdin, stdout, stderr).await {
+            Ok(process) => {
+                self.run.prepare_ms = Some(millis(self.claimed.elapsed()));
+                self.run.started_at = Some(Time::now());
+                self.run.pid = Some(process.pid());
+                self.stages.push(Stage::Executing.entered());
+                Ok(Running { process, recorder, progress: ProgressFile::new(workspace.progress.clone()), started: Instant::now() })
+            }
+            Err(SpawnFailure::Refused(error)) => {
+                recorder.abandon().await;
+                let (reason, hint) = native::reason_of_refusal(&error);
+                let account = Account::failed(reason, error.to_string(), "prepare", self.run.clone(), std::mem::take(&mut self.stages));
+                Err(Box::new(Ended::Said(Box::new(Account { hint: Some(hint.to_owned()), ..account }))))
+            }
+            Err(SpawnFailure::SupervisorLost) => {
+                recorder.abandon().await;
+                Err(Box::new(Ended::Unfinished("the worker lost its supervisor".to_owned())))
+            }
+        }
+    }
+
+    fn recorder_config(&self) -> RecorderConfig {
+        let logs = &self.shared.config.logs;
+        RecorderConfig {
+            task_id: self.task.task_id.clone(),
+            tenant: self.task.tenant.clone(),
+            attempt: self.story.attempt(),
+            fence: self.fence,
+            subject: self.shared.bus.subjects().log_base(&self.task.tenant, &self.task.task_id, self.story.attempt()),
+            encoding: self.shared.config.events.encoding,
+            cap: logs.cap,
+            chunk: logs.chunk,
+            flush: Duration::from_millis(logs.flush_ms),
+            window: logs.window,
+            max_payload: self.shared.bus.max_payload(),
+            spool: self.shared.instance.spool().join(self.name()),
+            local: (!logs.dir.is_empty()).then(|| LocalLogs {
+                dir: logs.dir.clone().into(),
+                file_max: logs.file_max,
+                file_keep: logs.file_keep,
+            }),
+        }
+    }
+
+    /// Until the process tree is gone, whatever it takes.
+    async fn attend(&mut self, running: &mut Running, writer: &mut ChainWriter) -> Result<(ExitReport, Option<Stopped>), native::SupervisorLost> {
+        let mut stopped: Option<Stopped> = None;
+        let timeout = running.started + Duration::from_millis(self.plan.limits.timeout_ms);
+        let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(Time::now()));
+        let mut watch_progress = true;
+        loop {
+            let stop_at = deadline.map_or(timeout, |d| d.min(timeout));
+            // All arms are cancel safe: a progress append that is dropped is settled by the writer's next one.
+            let (why, grace) = tokio::select! {
+                report = running.process.wait() => return Ok((report?, stopped)),
+                changed = self.signals.interrupt.changed() => {
+                    if changed.is_err() { return Err(native::SupervisorLost); }
+                    let interrupt = self.signals.interrupt.borrow_and_update().clone();
+                    match interrupt {
+                        None => continue,
+                        Some(Interrupt::Canceled(reason)) => (Stopped::Canceled(reason), self.plan.grace),
+                        Some(Interrupt::Leave { gently }) => (Stopped::Leaving, if gently { self.plan.grace } else { Duration::ZERO }),
+                        Some(Interrupt::Lost) => (Stopped::Lost, Duration::ZERO),
+                    }
+                }
+                Ok(()) = self.signals.lease.changed() => {
+                    let until = *self.signals.lease.borrow_and_update();
+                    running.process.renew(until.saturating_duration_since(Instant::now()));
+                    continue;
+                }
+                () = tokio::time::sleep_until(stop_at), if stopped.is_none() => {
+                    (if stop_at < timeout { Stopped::Deadline } else { Stopped::Timeout }, self.plan.grace)
+                }
+                _ = running.recorder.failed(), if stopped.is_none() => (Stopped::Output, self.plan.grace),
+                fenced = follow_progress(&mut running.progress, self.shared.config.events.progress_interval_ms, self.story, writer), if watch_progress => {
+                    // Being fenced is for the renewer to say; here it only means that there is nothing more to append.
+                    watch_progress = !fenced;
+                    continue;
+                }
+            };
+            // The first reason is the one that counts, but a lost task stays lost whatever came before.
+            if stopped.is_none() || why == Stopped::Lost {
+                stopped = Some(why);
+            }
+            running.process.stop(grace);
+        }
+    }
+
+    async fn finish(mut self, mut running: Running, workspace: &Workspace, report: ExitReport, stopped: Option<Stopped>) -> Ended {
+        let duration = running.started.elapsed();
+        self.run.finished_at = Some(Time::now());
+        self.run.duration_ms = Some(millis(duration));
+        // The last lines may have been written just before the end.
+        running.progress.look();
+        self.stages.append(&mut running.progress.take_stages());
+        self.stages.push(Stage::Finalizing.entered());
+        let mut interrupt = self.signals.interrupt.clone();
+        let recorded = tokio::select! {
+            recorded = running.recorder.finish(DRAIN) => recorded,
+            () = lost(&mut interrupt) => return Ended::Lost,
+        };
+        let stderr_tail = recorded.as_ref().map_or_else(|e| e.stderr_tail.clone(), |r| r.stderr_tail.clone());
+        let account = Account {
+            reason: Reason::Ok,
+            error: None,
+            hint: None,
+            phase: "execute",
+            run: self.run,
+            status: Some(report.status),
+            usage: Some(report.usage),
+            stderr_tail: Some(stderr_tail),
+            manifest: None,
+            chunks: None,
+            result: None,
+            stages: self.stages,
+        };
+        match stopped {
+            Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
+            stopped => Ended::Said(Box::new(judge(account, recorded, stopped, &report, self.plan, workspace, duration))),
+        }
+    }
+}
+
+/// What an ended process, its output and its result amount to.
+fn judge(
+    mut account: Account,
+    recorded: Result<Recorded, ReportError>,
+    stopped: Option<Stopped>,
+    report: &ExitReport,
+    plan: &Plan,
+    workspace: &Workspace,
+    duration: Duration,
+) -> Account {
+    (account.reason, account.error, account.hint) = verdict(stopped, report, plan);
+    match super::result::read(&workspace.result) {
+        Ok(value) => {
+            account.result = value.map(|value| TaskResult {
+                latency_ms: millis(duration),
+                outputs: vec![],
+                metrics: value.get("metrics").filter(|m| m.is_object()).cloned().unwrap_or_default(),
+                value,
+            });
+        }
+        // A task that failed anyway is told why it failed, not that its result is broken.
+        Err(error) if account.reason == Reason::Ok => {
+            (account.reason, account.error, account.phase) = (Reason::ResultInvalid, Some(error), "finalize");
+        }
+        Err(_) => {}
+    }
+    match recorded {
+        Ok(recorded) => (account.manifest, account.chunks) = (Some(recorded.manifest), Some(recorded.proof)),
+        Err(ReportError { fault, published, .. }) => {
+            let reason = match fault {
+                Fault::DiskFull { .. } => Reason::DiskFull,
+                Fault::Spool { .. } | Fault::Pipe { .. } | Fault::Refused { .. } | Fault::Internal(_) => Reason::Internal,
+            };
+            (account.reason, account.error, account.phase) = (reason, Some(format!("output is incomplete: {fault}")), "finalize");
+            (account.manifest, account.chunks) = published.map(|p| *p).unzip();
+        }
+    }
+    account.stages.push(Stage::Done.entered());
+    account
+}
+
+fn verdict(stopped: Option<Stopped>, report: &ExitReport, plan: &Plan) -> (Reason, Option<String>, Option<String>) {
+    match stopped {
+        Some(Stopped::Timeout) => {
+            let error = format!("still running after {} ms", plan.limits.timeout_ms);
+            (Reason::Timeout, Some(error), Some("raise execution.timeout_s, or make the task faster".to_owned()))
+        }
+        Some(Stopped::Deadline) => (Reason::DeadlinePassed, Some("still running at its deadline".to_owned()), None),
+        Some(Stopped::Canceled(reason)) => {
+            let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+            (Reason::Canceled, Some(format!("canceled while running{why}")), None)
+        }
+        Some(Stopped::Output | Stopped::Leaving | Stopped::Lost) | None => native::verdict(report, &plan.limits),
+    }
+}
+
+/// Resolves when the task is lost. Cancel safe.
+async fn lost(interrupt: &mut watch::Receiver<Option<Interrupt>>) {
+    if interrupt.wait_for(|i| *i == Some(Interrupt::Lost)).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Waits for the next report of the task and appends it; true when the chain is somebody else's.
+async fn follow_progress(file: &mut ProgressFile, interval_ms: u64, story: &Story, writer: &mut ChainWriter) -> bool {
+    let progress: Progress = loop {
+        tokio::time::sleep(LOOK).await;
+        if let Some(progress) = file.look() {
+            break progress;
+        }
+    };
+    let appended = writer.append(|link| Event { progress: Some(progress), ..story.event(EventKind::TaskProgress, link) }).await;
+    let fenced = match appended {
+        Ok(Appended::Fenced) => true,
+        Ok(Appended::Stored(_)) => false,
+        Err(error) => {
+            tracing::warn!(%error, "progress is not published");
+            false
+        }
+    };
+    tokio::time::sleep(Duration::from_millis(interval_ms).saturating_sub(LOOK)).await;
+    fenced
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

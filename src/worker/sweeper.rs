@@ -1,0 +1,182 @@
+//! Repair of what crashes leave: chains without an end and without a queued message are queued again, and queued messages
+//! whose chain has ended are removed. One worker of the fleet does it at a time; two would do no harm.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use bytes::Bytes;
+use tokio::time::Instant;
+
+use super::Shared;
+use super::story::Story;
+use crate::bus::BusError;
+use crate::bus::chain::{ChainWriter, Head};
+use crate::bus::submit::SubmitError;
+use crate::task::event::RawAssignment;
+use crate::task::{EventKind, Reason, TaskId, Tenant, Time};
+
+/// Time that one sweep may take; the next goes on where it stopped.
+const BUDGET: Duration = Duration::from_secs(5);
+
+/// Where the sweeps are.
+#[derive(Debug, Default)]
+pub struct Sweeper {
+    lock: Option<u64>,
+    events: u64,
+    tasks: u64,
+    open: BTreeSet<(Tenant, TaskId)>,
+}
+
+/// What one sweep did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Tasks queued again.
+    pub requeued: u32,
+    /// Queued messages removed.
+    pub removed: u32,
+    /// Tasks ended, because what they were is not known any more.
+    pub ended: u32,
+}
+
+impl Sweeper {
+    /// Sweeps for ever, every `sweeper.interval_s`.
+    pub async fn run(mut self, shared: Arc<Shared>) {
+        let interval = Duration::from_secs_f64(shared.config.sweeper.interval_s);
+        loop {
+            tokio::time::sleep(interval).await;
+            match self.sweep(&shared).await {
+                Ok(Some(swept)) if swept != Swept::default() => tracing::warn!(?swept, "repaired what a crash had left"),
+                Ok(_) => {}
+                Err(error) => tracing::warn!(%error, "sweep not finished"),
+            }
+        }
+    }
+
+    /// One sweep; none when another worker does it.
+    ///
+    /// # Errors
+    /// When the server does not answer; the next sweep goes on.
+    pub async fn sweep(&mut self, shared: &Shared) -> Result<Option<Swept>, BusError> {
+        let instance = &shared.instance.info.instance;
+        self.lock = match (shared.bus.sweeper_lock(instance, self.lock).await?, self.lock) {
+            (None, Some(_)) => shared.bus.sweeper_lock(instance, None).await?,
+            (lock, _) => lock,
+        };
+        if self.lock.is_none() {
+            return Ok(None);
+        }
+        let mut swept = Swept::default();
+        self.look_at_chains(shared, &mut swept).await?;
+        self.look_at_queue(shared, &mut swept).await?;
+        Ok(Some(swept))
+    }
+
+    /// What is younger than this may still be on its way.
+    fn old_enough(shared: &Shared, time: Time) -> bool {
+        Time::now().after(time) > shared.ack_wait() * 2
+    }
+
+    async fn look_at_chains(&mut self, shared: &Shared, swept: &mut Swept) -> Result<(), BusError> {
+        let subjects = shared.bus.subjects();
+        for (tenant, task_id) in self.open.clone() {
+            if self.mend(shared, &tenant, &task_id, swept).await? {
+                self.open.remove(&(tenant, task_id));
+            }
+        }
+        let filter = format!("{}.events.*.*.{}", subjects.prefix(), EventKind::TaskStarted);
+        let mut tail = shared.bus.tail(&subjects.events_stream(), &filter, self.events + 1, false).await?;
+        let until = Instant::now() + BUDGET;
+        while Instant::now() < until
+            && let Some(message) = tail.next().await?
+        {
+            let micros = i64::try_from(message.time.unix_timestamp_nanos() / 1000).unwrap_or(0);
+            if !Self::old_enough(shared, Time::from_micros(micros)) {
+                break;
+            }
+            self.events = message.sequence;
+            let mut tokens = message.subject.rsplit('.').skip(1);
+            let (Some(task_id), Some(tenant)) = (tokens.next(), tokens.next()) else { continue };
+            let (Ok(tenant), Ok(task_id)) = (Tenant::new(tenant), TaskId::new(task_id)) else { continue };
+            if !self.mend(shared, &tenant, &task_id, swept).await? {
+                self.open.insert((tenant, task_id));
+            }
+        }
+        Ok(())
+    }
+
+    /// True when nothing is left to be done about this chain.
+    async fn mend(&self, shared: &Shared, tenant: &Tenant, task_id: &TaskId, swept: &mut Swept) -> Result<bool, BusError> {
+        let bus = &shared.bus;
+        match bus.head(tenant, task_id).await? {
+            None => return Ok(true),
+            Some(head) if head.event.event.is_terminal() => return Ok(true),
+            Some(head) if !Self::old_enough(shared, head.event.time) => return Ok(false),
+            Some(_) => {}
+        }
+        if bus.find_queued(task_id).await?.is_some() {
+            return Ok(false);
+        }
+        // The message goes only after the end was stored: read in this order, a chain without both is a lost task.
+        let Some(head) = bus.head(tenant, task_id).await?.filter(|head| !head.event.event.is_terminal()) else { return Ok(true) };
+        let started = bus.last_started(tenant, task_id).await?;
+        match started.and_then(|head| head.event.assignment).as_ref().and_then(payload) {
+            Some((subject, content_type, body)) => match bus.queue(subject, &content_type, body).await {
+                Ok(_) => {
+                    swept.requeued += 1;
+                    tracing::warn!(%task_id, "its message was gone: queued again");
+                    Ok(false)
+                }
+                Err(SubmitError::AlreadyQueued) => Ok(false),
+                Err(SubmitError::Bus(error)) => Err(error),
+                Err(SubmitError::TooLarge(_) | SubmitError::NoStream(_)) => self.end(shared, head, swept).await,
+            },
+            None => self.end(shared, head, swept).await,
+        }
+    }
+
+    /// A task whose message is gone and was too large to be carried by its chain.
+    async fn end(&self, shared: &Shared, head: Head, swept: &mut Swept) -> Result<bool, BusError> {
+        let task = head.event.task.clone();
+        let story = Story::of(task.clone(), &shared.instance.info);
+        let mut writer = ChainWriter::after(shared.bus.clone(), task.tenant, task.task_id, shared.config.events.encoding, Some(&head));
+        let error = "its worker was lost and its message is gone from the queue";
+        writer.append(|link| story.not_run(Reason::WorkerLost, error, Some("publish it again under a new task_id"), link)).await?;
+        swept.ended += 1;
+        Ok(true)
+    }
+
+    async fn look_at_queue(&mut self, shared: &Shared, swept: &mut Swept) -> Result<(), BusError> {
+        let bus = &shared.bus;
+        let mut tail = bus.tail(&bus.subjects().tasks_stream(), &bus.subjects().all_tasks(), self.tasks + 1, false).await?;
+        let until = Instant::now() + BUDGET;
+        while Instant::now() < until {
+            let Some(message) = tail.next().await? else {
+                // The end: begin anew next time.
+                self.tasks = 0;
+                return Ok(());
+            };
+            self.tasks = message.sequence;
+            let Some(subject) = bus.subjects().parse_task(&message.subject) else { continue };
+            let (Ok(tenant), Ok(task_id)) = (Tenant::new(subject.tenant), TaskId::new(subject.task_id)) else { continue };
+            let Some(head) = bus.head(&tenant, &task_id).await? else { continue };
+            let same = head.event.task.assignment_sha256 == crate::wire::sha256_hex(&message.payload);
+            if same && head.event.event.is_terminal() && Self::old_enough(shared, head.event.time) {
+                bus.remove_queued(message.sequence).await?;
+                swept.removed += 1;
+                tracing::warn!(%task_id, "it has ended: its message is removed from the queue");
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is published again: subject, content type, bytes.
+fn payload(raw: &RawAssignment) -> Option<(String, String, Bytes)> {
+    let body = match raw.encoding.as_str() {
+        "base64" => base64::engine::general_purpose::STANDARD.decode(&raw.data).ok()?,
+        _ => raw.data.clone().into_bytes(),
+    };
+    Some((raw.subject.clone(), raw.content_type.clone(), body.into()))
+}
