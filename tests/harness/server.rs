@@ -39,7 +39,7 @@ impl Server {
     /// A server of the test's own.
     pub fn private(options: Options) -> Option<Arc<Self>> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let binary = binary()?;
+        let binary = Self::binary()?;
         let dir = watchdog().dir().join(format!("nats-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir_all(&dir).expect("the server's directory");
         let config = dir.join("nats.conf");
@@ -54,6 +54,26 @@ impl Server {
             }
         }
         panic!("no nats-server came up; see {}", dir.display());
+    }
+
+    /// `WINDLASS_TEST_NATS_SERVER`, else `.windlass/tools/nats-server*` (of `NATS_VERSION`, else the newest), else PATH.
+    pub fn binary() -> Option<PathBuf> {
+        let version = std::env::var("NATS_VERSION").unwrap_or_default();
+        let mut candidates: Vec<PathBuf> = std::env::var_os("WINDLASS_TEST_NATS_SERVER").map(PathBuf::from).into_iter().collect();
+        let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".windlass/tools");
+        let mut fetched: Vec<PathBuf> = std::fs::read_dir(tools).into_iter().flatten().flatten().map(|e| e.path()).collect();
+        fetched.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("nats-server")) && p.to_string_lossy().contains(&version));
+        fetched.sort();
+        candidates.extend(fetched.into_iter().rev());
+        if version.is_empty() {
+            let path = std::env::var_os("PATH").unwrap_or_default();
+            candidates.extend(std::env::split_paths(&path).map(|dir| dir.join("nats-server")));
+        }
+        let found = candidates.into_iter().find(|path| path.is_file());
+        if found.is_none() {
+            skip("no nats-server: set WINDLASS_TEST_NATS_SERVER, or run deploy/fetch-nats.sh");
+        }
+        found
     }
 
     /// Where clients connect.
@@ -154,26 +174,6 @@ fn greets(port: u16) -> bool {
     stream.set_read_timeout(Some(Duration::from_secs(2))).expect("a time limit");
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).is_ok() && line.starts_with("INFO ")
-}
-
-/// `WINDLASS_TEST_NATS_SERVER`, else `.windlass/tools/nats-server*` (of `NATS_VERSION`, else the newest), else PATH.
-fn binary() -> Option<PathBuf> {
-    let version = std::env::var("NATS_VERSION").unwrap_or_default();
-    let mut candidates: Vec<PathBuf> = std::env::var_os("WINDLASS_TEST_NATS_SERVER").map(PathBuf::from).into_iter().collect();
-    let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".windlass/tools");
-    let mut fetched: Vec<PathBuf> = std::fs::read_dir(tools).into_iter().flatten().flatten().map(|e| e.path()).collect();
-    fetched.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("nats-server")) && p.to_string_lossy().contains(&version));
-    fetched.sort();
-    candidates.extend(fetched.into_iter().rev());
-    if version.is_empty() {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        candidates.extend(std::env::split_paths(&path).map(|dir| dir.join("nats-server")));
-    }
-    let found = candidates.into_iter().find(|path| path.is_file());
-    if found.is_none() {
-        skip("no nats-server: set WINDLASS_TEST_NATS_SERVER, or run deploy/fetch-nats.sh");
-    }
-    found
 }
 
 /// Says that a test proves nothing here, and why; fails where that must not happen.
