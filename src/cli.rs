@@ -27,6 +27,7 @@ mod submit;
 pub use args::{Cli, DevArgs, Global, GuardArgs, Operation, Verb, WorkerArgs};
 pub use exit::Exit;
 pub use output::{Format, Output};
+pub(crate) use render::event_line;
 
 /// Why a verb did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +78,8 @@ impl From<BusError> for Failed {
     fn from(error: BusError) -> Self {
         let message = error.to_string();
         match error {
+            // "stream not found"
+            BusError::Refused { code: 10_059, .. } => Self::new(Exit::Error, message).hint("make the streams with `windlass init`"),
             BusError::TimedOut { .. } | BusError::Closed { .. } => Self::new(Exit::Unreachable, message)
                 .hint("the server went away, has no JetStream, or these credentials may not use the subject"),
             BusError::NoResponders { .. } | BusError::Refused { .. } | BusError::TooLarge { .. } | BusError::Unreadable { .. } => {

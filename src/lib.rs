@@ -5,6 +5,7 @@ pub mod bus;
 pub mod claim;
 pub mod cli;
 pub mod config;
+pub mod dev;
 pub mod execute;
 pub mod intake;
 pub mod plan;

@@ -26,16 +26,16 @@ pub struct Cli {
 #[command(next_help_heading = "Options of every verb")]
 pub struct Global {
     /// NATS servers, comma separated [default: nats://127.0.0.1:4222]
-    #[arg(long, env = "NATS_URL", global = true, value_name = "URL")]
+    #[arg(long, env = "NATS_URL", hide_env_values = true, global = true, value_name = "URL")]
     pub server: Option<String>,
     /// NATS credentials file
-    #[arg(long, env = "NATS_CREDS", global = true, value_name = "FILE")]
+    #[arg(long, env = "NATS_CREDS", hide_env_values = true, global = true, value_name = "FILE")]
     pub creds: Option<String>,
     /// First token of every subject [default: windlass]
-    #[arg(long, env = "WINDLASS_PREFIX", global = true)]
+    #[arg(long, env = "WINDLASS_PREFIX", hide_env_values = true, global = true)]
     pub prefix: Option<Tenant>,
     /// Configuration file; any key can also be set by WINDLASS__SECTION__KEY
-    #[arg(long, env = "WINDLASS_CONFIG", global = true, value_name = "FILE")]
+    #[arg(long, env = "WINDLASS_CONFIG", hide_env_values = true, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Tables for people, or JSON for programs
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
@@ -55,7 +55,7 @@ pub enum Verb {
     /// The process that starts, limits and kills a worker's tasks
     #[command(hide = true)]
     Supervisor,
-    /// Runs a program until stdin ends, then kills it
+    /// Becomes a program that dies with its parent
     #[command(hide = true)]
     Guard(GuardArgs),
 }
@@ -102,7 +102,7 @@ pub struct WorkerArgs {
 /// `windlass dev`
 #[derive(Debug, Clone, Args)]
 pub struct DevArgs {
-    /// Port of the nats-server on 127.0.0.1; 0 takes a free one
+    /// Port of the nats-server on 127.0.0.1; 0 takes 4222 when it is free, else another
     #[arg(long, default_value_t = 0)]
     pub port: u16,
     /// The nats-server to run [default: the newest in .windlass/tools, else the one on PATH]
@@ -119,6 +119,9 @@ pub struct DevArgs {
 /// `windlass guard`
 #[derive(Debug, Clone, Args)]
 pub struct GuardArgs {
+    /// The process that starts this one.
+    #[arg(long)]
+    pub parent: i32,
     /// The program and its arguments.
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<std::ffi::OsString>,

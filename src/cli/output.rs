@@ -73,24 +73,24 @@ impl Output {
         }
     }
 
-    pub(super) fn is_json(&self) -> bool {
+    pub(crate) fn is_json(&self) -> bool {
         self.format == Format::Json
     }
 
     /// True when stdout wants colours.
-    pub(super) fn colour(&self) -> bool {
+    pub(crate) fn colour(&self) -> bool {
         self.colour
     }
 
     /// One line of data.
-    pub(super) fn line(&self, text: &str) -> io::Result<()> {
+    pub(crate) fn line(&self, text: &str) -> io::Result<()> {
         let mut out = io::stdout().lock();
         writeln!(out, "{text}")?;
         out.flush()
     }
 
     /// One JSON object on a line.
-    pub(super) fn json(&self, value: &impl Serialize) -> io::Result<()> {
+    pub(crate) fn json(&self, value: &impl Serialize) -> io::Result<()> {
         self.line(&serde_json::to_string(value)?)
     }
 
@@ -119,13 +119,18 @@ impl Output {
         }
     }
 
+    /// A plain line for whoever watches.
+    pub(crate) fn tell(&self, text: &str) {
+        self.say(text, Style::Plain);
+    }
+
     /// A notice that matters also in a log.
     pub(super) fn warn(&self, text: &str) {
         self.say(text, Style::Yellow);
     }
 
     /// Why a verb failed.
-    pub(super) fn failed(&self, failed: &Failed) {
+    pub(crate) fn failed(&self, failed: &Failed) {
         if failed.message.is_empty() {
             return;
         }

@@ -19,7 +19,7 @@ pub(super) fn style_of(state: RunState) -> Style {
 }
 
 /// An event as a line of columns that fit most ids; a stream of lines cannot be aligned afterwards.
-pub(super) fn event_line(head: &Head, colour: bool) -> String {
+pub(crate) fn event_line(head: &Head, colour: bool) -> String {
     let event = &head.event;
     let kind = super::output::paint(&format!("{:<14}", event.event.as_str()), style_of(RunState::of_last(event)), colour);
     let detail = super::output::visible(&detail(event)).replace('\n', " ");
