@@ -1,2 +1,60 @@
-//! The `windlass` command.
-fn main() {}
+//! The `windlass` command: arguments → configuration → telemetry → one role → exit code.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use windlass::cli::{self, Cli, Exit, Global, Verb, WorkerArgs};
+use windlass::worker::WorkerError;
+use windlass::{shutdown, supervisor, telemetry, worker};
+
+fn main() -> ExitCode {
+    let Cli { global, verb } = cli::parse();
+    match verb {
+        // Without a runtime: it has one thread, and forks.
+        Verb::Supervisor => supervisor::main(),
+        Verb::Worker(args) => on_runtime(run_worker(global, args)),
+        Verb::Operate(operation) => on_runtime(async { cli::operate(global, operation).await.into() }),
+        Verb::Dev(_) | Verb::Guard(_) => ExitCode::FAILURE,
+    }
+}
+
+fn on_runtime(role: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(role);
+            // Blocking reads of standard input must not hold the process.
+            runtime.shutdown_timeout(Duration::from_millis(100));
+            code
+        }
+        Err(error) => fail(&format!("cannot start the runtime: {error}"), Exit::Error),
+    }
+}
+
+fn fail(message: &str, exit: Exit) -> ExitCode {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "windlass: {message}");
+    exit.into()
+}
+
+async fn run_worker(global: Global, args: WorkerArgs) -> ExitCode {
+    let mut config = match global.load_config() {
+        Ok(config) => config,
+        Err(error) => return fail(&error.to_string(), Exit::Usage),
+    };
+    if let Some(id) = args.id {
+        config.worker.id = id.to_string();
+    }
+    config.cgroup.allow_unlimited |= args.allow_unlimited;
+    if let Err(error) = telemetry::init(&config.log) {
+        return fail(&error.to_string(), Exit::Usage);
+    }
+    let stop = match shutdown::on_signals(Duration::from_secs_f64(config.worker.drain_timeout_s)) {
+        Ok(stop) => stop,
+        Err(error) => return fail(&format!("cannot listen for signals: {error}"), Exit::Error),
+    };
+    match worker::run(config, stop).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error @ (WorkerError::Instance(_) | WorkerError::NeverFits(_))) => fail(&error.to_string(), Exit::Usage),
+        Err(error) => fail(&error.to_string(), Exit::Error),
+    }
+}

@@ -50,6 +50,8 @@ fn streams(subjects: &Subjects, config: &Config) -> Vec<StreamConfig> {
         retention: RetentionPolicy::Limits,
         num_replicas: s.replicas as usize,
         max_age: hours(max_age_h),
+        // As the server echoes "no limit".
+        max_messages_per_subject: -1,
         duplicate_window: Duration::from_secs(600).min(hours(max_age_h)),
         ..StreamConfig::default()
     };
@@ -279,18 +281,18 @@ async fn stream_config(bus: &Bus, name: &str) -> Result<Option<StreamConfig>, Bu
 
 async fn consumer_config(bus: &Bus, name: &str) -> Result<Option<pull::Config>, BusError> {
     let stream = bus.subjects().tasks_stream();
-    let path = format!("CONSUMER.INFO.{stream}.{name}");
-    let reply: Result<jetstream::response::Response<serde_json::Value>, _> = bus.inner.js.request(path, &()).await;
     let what = || format!("consumer {name}");
-    match reply {
-        Ok(jetstream::response::Response::Ok(info)) => {
+    let api = format!("$JS.API.CONSUMER.INFO.{stream}.{name}");
+    let reply = bus.inner.client.request(api, bytes::Bytes::new()).await.map_err(|e| super::store::request_error(&e, &what()))?;
+    let unreadable = |e: serde_json::Error| BusError::Unreadable { what: what(), text: e.to_string() };
+    match serde_json::from_slice::<jetstream::response::Response<serde_json::Value>>(&reply.payload).map_err(unreadable)? {
+        jetstream::response::Response::Ok(info) => {
             let config = info.get("config").cloned().unwrap_or_default();
-            serde_json::from_value(config).map(Some).map_err(|e| BusError::Unreadable { what: what(), text: e.to_string() })
+            serde_json::from_value(config).map(Some).map_err(unreadable)
         }
-        Ok(jetstream::response::Response::Err { error }) => match error.error_code() {
+        jetstream::response::Response::Err { error } => match error.error_code() {
             jetstream::ErrorCode::CONSUMER_NOT_FOUND | jetstream::ErrorCode::STREAM_NOT_FOUND => Ok(None),
             code => Err(BusError::Refused { what: what(), code: code.0, text: error.to_string() }),
         },
-        Err(error) => Err(read_error(&error, what())),
     }
 }
