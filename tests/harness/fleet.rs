@@ -72,13 +72,6 @@ impl Fleet {
         Self { bus, server, dir, settings: all, workers: Mutex::default(), finished: false }
     }
 
-    /// The streams and consumers again, with other settings.
-    pub async fn init(&self, settings: &[(&str, &str)]) {
-        let mut all = self.settings.clone();
-        all.extend(owned(settings));
-        init(&self.server.url(), &self.prefix, &all).await;
-    }
-
     /// Starts one more worker.
     pub fn worker(&self, settings: &[(&str, &str)]) -> Arc<Worker> {
         let id = format!("worker-{}", self.workers.lock().expect("not poisoned").len());
@@ -134,6 +127,10 @@ impl Fleet {
         let mut graceful = Vec::new();
         for worker in &workers {
             if worker.is_held().await {
+                // A life that was killed before left a directory; a worker removes it once it is connected.
+                let state = worker.state_dir().to_owned();
+                let old = leftovers::gone(PATIENCE, || entries(&state).into_iter().skip(1).collect()).await;
+                assert!(old.is_empty(), "worker {} does not bury its dead\n{}", worker.id, worker.log());
                 worker.signal(Signal::TERM);
                 graceful.push(worker);
             }

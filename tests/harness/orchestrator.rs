@@ -34,8 +34,6 @@ pub struct Link {
 pub struct Orchestrator {
     /// For what has no method here.
     pub js: jetstream::Context,
-    /// For what has no method here.
-    pub client: async_nats::Client,
     /// First subject token.
     pub prefix: String,
     events: Feed,
@@ -68,9 +66,9 @@ impl Orchestrator {
     pub async fn connect(url: &str, prefix: &str) -> Self {
         let options = async_nats::ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(50));
         let client = options.connect(url).await.expect("the server answers");
-        let js = jetstream::new(client.clone());
+        let js = jetstream::new(client);
         let events = Feed::follow(js.clone(), format!("{}_EVENTS", prefix.to_uppercase()), format!("{prefix}.events.>"));
-        Self { js, client, prefix: prefix.to_owned(), events, submitted: Mutex::default() }
+        Self { js, prefix: prefix.to_owned(), events, submitted: Mutex::default() }
     }
 
     /// Name of a stream of this prefix.

@@ -152,7 +152,7 @@ impl Options {
         let store = dir.join("data");
         let sync = if self.sync_always { "sync_interval: always" } else { "" };
         let payload = self.max_payload.map_or_else(String::new, |n| format!("max_payload: {n}"));
-        format!("listen: 127.0.0.1:{port}\n{payload}\njetstream {{ store_dir: \"{}\"\n max_mem: 256MB\n max_file: 20GB\n {sync} }}\n", store.display())
+        format!("listen: 127.0.0.1:{port}\n{payload}\njetstream {{ store_dir: \"{}\"\n max_mem: 256MB\n max_file: 2TB\n {sync} }}\n", store.display())
     }
 }
 

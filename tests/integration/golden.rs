@@ -70,7 +70,8 @@ fn log_chunks_of_version_1_hold_the_same_bytes_in_both_encodings() {
         assert_eq!((&from_text, binary.encoding), (bytes, ChunkEncoding::Bin), "{name}");
         assert_eq!(text.len, bytes.len() as u64, "{name}");
         again(&name, &text);
-        again(&name, &binary);
+        // `bin` is MessagePack's own: it is never written as JSON.
+        assert_eq!(decode::<LogChunk>(Encoding::Msgpack, &name, &Encoding::Msgpack.encode(&binary).unwrap()), binary, "{name}");
         assert_eq!(serde_json::to_value(&text).unwrap(), serde_json::from_slice::<Value>(&json).unwrap(), "{name}");
     }
 }

@@ -140,6 +140,26 @@ async fn a_worker_whose_classes_never_fit_does_not_start() {
 }
 
 #[tokio::test]
+async fn misbehaving_programs_die_of_what_they_did() {
+    let Some(fleet) = Fleet::with_worker(4, &[]).await else { return };
+    for (program, args, reason) in [
+        ("eat_memory.sh", vec!["child"], Reason::OomKilled),
+        ("eat_memory.sh", vec![], Reason::OomKilled),
+        ("ignore_term.sh", vec!["1000"], Reason::Timeout),
+        ("fork_bomb_setsid.sh", vec!["50"], Reason::Timeout),
+        ("double_fork.sh", vec!["wait"], Reason::Timeout),
+        ("stopped.sh", vec![], Reason::Timeout),
+        ("bad_interpreter.sh", vec![], Reason::SpawnFailed),
+    ] {
+        let task = fleet.submit(&Job::program(program, args.clone()).memory("48MiB").timeout(1.5).grace(0.3)).await;
+        let end = fleet.end(&task).await;
+        assert_eq!(end.reason, Some(reason), "{program} {args:?}: {:?}", end.error);
+        assert_eq!(fleet.processes_of(&task.id), [], "{program} {args:?}");
+    }
+    fleet.finish().await;
+}
+
+#[tokio::test]
 async fn many_processes_die_at_once() {
     let Some(fleet) = Fleet::with_worker(1, &[]).await else { return };
     let script = "trap '' TERM; for i in $(seq 200); do setsid sleep 1000 & done; echo up; wait";

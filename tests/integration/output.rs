@@ -74,11 +74,13 @@ async fn output_is_seen_while_the_task_still_runs() {
 #[tokio::test]
 async fn output_of_a_task_that_ended_before_it_was_read_is_kept() {
     let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
-    let unread = fleet.submit(&Job::program("exit_unread.sh", [""; 0])).await;
+    let unread = fleet.submit(&Job::bash("head -c 3000000 /dev/zero | tr '\\0' y; exit 0")).await;
+    let stdin = fleet.submit(&Job::program("exit_unread.sh", ["0"]).set("/execution/stdin", "z".repeat(500_000))).await;
     let closed = fleet.submit(&Job::bash("echo to stdout; exec 1>&-; echo to stderr >&2; sleep 0.2; echo late >&2")).await;
     let end = fleet.end(&unread).await;
     assert_eq!(end.reason, Some(Reason::Ok), "{:?}", end.error);
-    assert!(end.logs.unwrap().stdout.bytes > 0);
+    assert_eq!(end.logs.unwrap().stdout.bytes, 3_000_000);
+    assert_eq!(fleet.end(&stdin).await.reason, Some(Reason::Ok), "standard input that nobody reads harms nobody");
     let end = fleet.end(&closed).await;
     assert_eq!(fleet.output(&closed, &end, LogStream::Stdout).await, b"to stdout\n");
     assert_eq!(fleet.output(&closed, &end, LogStream::Stderr).await, b"to stderr\nlate\n");
@@ -99,12 +101,23 @@ async fn a_leaked_grandchild_that_holds_the_pipe_does_not_hold_the_end() {
 #[tokio::test]
 async fn a_misbehaving_program_loses_no_output() {
     let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
-    for (program, args, bytes) in [("flood.sh", vec!["5000000"], Some(5_000_000)), ("close_stdout.sh", vec![], None), ("half_utf8.sh", vec![], None)] {
+    let line = format!("{:063}\n", 0).into_bytes();
+    for (program, args, expected) in [
+        ("flood.sh", vec!["5000000"], line.iter().copied().cycle().take(5_000_000).collect()),
+        ("close_stdout.sh", vec!["0.3"], b"before\n".to_vec()),
+        ("half_utf8.sh", vec!["0.4"], b"\xe2\x82\xac ok \xe2\x82".to_vec()),
+        ("leak_pipe.sh", vec![], b"done\n".to_vec()),
+        ("no_shebang", vec![], Vec::new()),
+    ] {
         let task = fleet.submit(&Job::program(program, args)).await;
         let end = fleet.end(&task).await;
+        if program == "no_shebang" {
+            assert_eq!(end.reason, Some(Reason::SpawnFailed), "{program}: {:?}", end.error);
+            continue;
+        }
         assert_eq!(end.reason, Some(Reason::Ok), "{program}: {:?} {:?}", end.error, end.stderr_tail);
-        let manifest = end.logs.unwrap();
-        assert!(bytes.is_none_or(|n| manifest.stdout.bytes + manifest.stderr.bytes == n), "{program}: {manifest:?}");
+        assert!(fleet.output(&task, &end, LogStream::Stdout).await == expected, "{program}: {:?}", end.logs);
+        assert_eq!(fleet.processes_of(&task.id), [], "{program}");
     }
     fleet.finish().await;
 }
