@@ -149,7 +149,7 @@ impl core::convert::From<ServerError> for Failed {
     fn from(error: ServerError) -> Self {
         let exit = match &error {
             ServerError::Missing | ServerError::NoVersion { .. } | ServerError::TooOld { .. } => Exit::NotFound,
-            ServerError::InUse { .. } => Exit::Conflict,
+            ServerError::InUse { .. } | ServerError::Port { .. } => Exit::Conflict,
             ServerError::Data { .. } | ServerError::Start { .. } | ServerError::Ended { .. } => Exit::Error,
         };
         let failed = Self::new(exit, error.to_string());
@@ -159,6 +159,7 @@ impl core::convert::From<ServerError> for Failed {
             }
             ServerError::NoVersion { .. }
             | ServerError::InUse { .. }
+            | ServerError::Port { .. }
             | ServerError::Data { .. }
             | ServerError::Start { .. }
             | ServerError::Ended { .. } => failed,

@@ -14,7 +14,9 @@ fn main() -> ExitCode {
         Verb::Supervisor => supervisor::main(),
         Verb::Worker(args) => on_runtime(run_worker(global, args)),
         Verb::Operate(operation) => on_runtime(async { cli::operate(global, operation).await.into() }),
-        Verb::Dev(_) | Verb::Guard(_) => ExitCode::FAILURE,
+        Verb::Dev(args) => on_runtime(async move { windlass::dev::run(&global, &args).await.into() }),
+        // Becomes another program.
+        Verb::Guard(args) => windlass::dev::guard(&args).into(),
     }
 }
 

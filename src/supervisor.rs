@@ -90,7 +90,14 @@ impl Supervisor {
             self.wait();
             loop {
                 match socket::receive(self.socket.as_fd(), &mut buffer) {
-                    Ok(Some((frame, fds))) => self.handle(&frame, fds),
+                    // A worker that cannot be understood is as good as gone: waiting for it would be for ever.
+                    Ok(Some((frame, fds))) => match frame::decode(&frame) {
+                        Ok(request) => self.handle(request, &fds),
+                        Err(error) => {
+                            say(&error.to_string());
+                            return self.end(instance);
+                        }
+                    },
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
                     // The worker is gone.
                     Ok(None) | Err(_) => return self.end(instance),
@@ -116,23 +123,20 @@ impl Supervisor {
         let _ = poll(&mut fds, timeout.as_ref());
     }
 
-    fn handle(&mut self, frame: &[u8], fds: Vec<OwnedFd>) {
-        match frame::decode(frame) {
-            Ok(Request::Spawn(request)) => self.spawn(*request, &fds),
-            Ok(Request::Stop { id, grace_ms }) => {
+    fn handle(&mut self, request: Request, fds: &[OwnedFd]) {
+        match request {
+            Request::Spawn(request) => self.spawn(*request, fds),
+            Request::Stop { id, grace_ms } => {
                 if let Some(task) = self.tasks.iter_mut().find(|task| task.id() == id) {
                     task.stop(Duration::from_millis(grace_ms));
                 }
             }
-            Ok(Request::Renew { id, lease_ms }) => {
+            Request::Renew { id, lease_ms } => {
                 if let Some(task) = self.tasks.iter_mut().find(|task| task.id() == id) {
                     task.renew(Duration::from_millis(lease_ms));
                 }
             }
-            Ok(Request::Start { .. }) => {}
-            Err(error) => {
-                say(&error.to_string());
-            }
+            Request::Start { .. } => {}
         }
     }
 

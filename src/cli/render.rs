@@ -98,7 +98,7 @@ fn millis(ms: u64) -> String {
 pub(super) fn duration(d: Duration) -> String {
     let s = d.as_secs();
     match s {
-        0 if d.as_millis() < 10 => format!("{}.{} ms", d.as_millis(), d.subsec_micros() / 100 % 10),
+        0 if d.as_millis() == 0 => "<1 ms".to_owned(),
         0 => format!("{} ms", d.as_millis()),
         1..=59 => format!("{}.{} s", s, d.subsec_millis() / 100),
         60..=3599 => format!("{} min {} s", s / 60, s % 60),
@@ -117,7 +117,7 @@ mod tests {
 
     #[test]
     fn figures_are_short() {
-        for (ms, text) in [(0, "0.0 ms"), (7, "7.0 ms"), (840, "840 ms"), (1210, "1.2 s"), (61_000, "1 min 1 s"), (7_260_000, "2 h 1 min")]
+        for (ms, text) in [(0, "<1 ms"), (7, "7 ms"), (840, "840 ms"), (1210, "1.2 s"), (61_000, "1 min 1 s"), (7_260_000, "2 h 1 min")]
         {
             assert_eq!(millis(ms), text);
         }

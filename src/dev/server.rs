@@ -52,6 +52,14 @@ pub enum ServerError {
         /// The directory.
         data: String,
     },
+    /// Somebody listens on the port.
+    #[error("port {port} on 127.0.0.1 cannot be had: {error}; give another --port, or 0 for a free one")]
+    Port {
+        /// The port.
+        port: u16,
+        /// The system's answer.
+        error: std::io::Error,
+    },
     /// The directory cannot be used.
     #[error("cannot use {path}: {error}")]
     Data {
@@ -93,7 +101,7 @@ impl Server {
     pub(super) async fn start(args: &DevArgs, mut stop: watch::Receiver<Stop>) -> Result<Self, ServerError> {
         let program = find(args).await?;
         let (data, lock) = claim(&args.data)?;
-        let port = choose_port(args.port);
+        let port = choose_port(args.port)?;
         let log = data.join("nats.log");
         // Only this run's words: they are shown when it fails.
         let _ = std::fs::remove_file(&log);
@@ -202,12 +210,11 @@ fn claim(data: &Path) -> Result<(PathBuf, File), ServerError> {
 }
 
 /// NATS's own port where it is free, so that nobody has to name it; else any.
-fn choose_port(wanted: u16) -> u16 {
-    if wanted != 0 {
-        return wanted;
-    }
+fn choose_port(wanted: u16) -> Result<u16, ServerError> {
+    // Bound and let go: nats-server takes it in a moment, and says so in its log when somebody was faster.
     let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).and_then(|l| l.local_addr()).map(|a| a.port());
-    free(DEFAULT_PORT).or_else(|_| free(0)).unwrap_or(DEFAULT_PORT)
+    let failed = |error| ServerError::Port { port: wanted, error };
+    if wanted != 0 { free(wanted).map_err(failed) } else { free(DEFAULT_PORT).or_else(|_| free(0)).map_err(failed) }
 }
 
 fn configuration(port: u16, data: &Path) -> String {
@@ -247,8 +254,8 @@ mod tests {
     #[test]
     fn a_taken_port_is_not_chosen() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("port");
-        let chosen = choose_port(0);
-        assert_ne!(chosen, taken.local_addr().expect("address").port());
-        assert_eq!(choose_port(1234), 1234);
+        let port = taken.local_addr().expect("address").port();
+        assert!(matches!(choose_port(port), Err(ServerError::Port { .. })));
+        assert_ne!(choose_port(0).expect("some port is free"), port);
     }
 }

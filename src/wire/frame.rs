@@ -1,4 +1,4 @@
-//! Frames between the worker and its supervisor: compact MessagePack, one value each.
+//! Frames between the worker and its supervisor: MessagePack with named fields, one value each.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -13,7 +13,7 @@ pub struct FrameError(String);
 /// # Errors
 /// When the value cannot be serialized.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, FrameError> {
-    rmp_serde::to_vec(value).map_err(|e| FrameError(e.to_string()))
+    rmp_serde::to_vec_named(value).map_err(|e| FrameError(e.to_string()))
 }
 
 /// Reads one frame.
