@@ -129,8 +129,9 @@ impl Fleet {
             if worker.is_held().await {
                 // A life that was killed before left a directory; a worker removes it once it is connected.
                 let state = worker.state_dir().to_owned();
-                let old = leftovers::gone(PATIENCE, || entries(&state).into_iter().skip(1).collect()).await;
-                assert!(old.is_empty(), "worker {} does not bury its dead\n{}", worker.id, worker.log());
+                let old = leftovers::gone(Duration::from_secs(10), || entries(&state).into_iter().skip(1).collect()).await;
+                let inside: Vec<_> = entries(&state).iter().map(|dir| (dir.clone(), entries(dir))).collect();
+                assert!(old.is_empty(), "worker {} does not bury its dead: {inside:?}\n{}", worker.id, worker.log());
                 worker.signal(Signal::TERM);
                 graceful.push(worker);
             }

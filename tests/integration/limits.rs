@@ -143,7 +143,7 @@ async fn a_worker_whose_classes_never_fit_does_not_start() {
 async fn misbehaving_programs_die_of_what_they_did() {
     let Some(fleet) = Fleet::with_worker(4, &[]).await else { return };
     for (program, args, reason) in [
-        ("eat_memory.sh", vec!["child"], Reason::OomKilled),
+        ("eat_memory.sh", vec!["child", "5"], Reason::OomKilled),
         ("eat_memory.sh", vec![], Reason::OomKilled),
         ("ignore_term.sh", vec!["1000"], Reason::Timeout),
         ("fork_bomb_setsid.sh", vec!["50"], Reason::Timeout),
@@ -156,6 +156,10 @@ async fn misbehaving_programs_die_of_what_they_did() {
         assert_eq!(end.reason, Some(reason), "{program} {args:?}: {:?}", end.error);
         assert_eq!(fleet.processes_of(&task.id), [], "{program} {args:?}");
     }
+    // A task that copes with the death of a child has worked; the figures say what happened.
+    let task = fleet.submit(&Job::program("eat_memory.sh", ["child", "0"]).memory("48MiB")).await;
+    let end = fleet.end(&task).await;
+    assert_eq!((end.reason, end.usage.unwrap().oom_kills >= 1), (Some(Reason::Ok), true));
     fleet.finish().await;
 }
 

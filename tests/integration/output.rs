@@ -165,7 +165,12 @@ async fn the_broker_may_be_away_while_a_task_talks() {
     let script = format!("i=0; until [ -e '{0}' ]; do i=$((i+1)); echo line $i; echo $i > '{1}'; sleep 0.002; done", gate_path(&gate), count.display());
     let task = fleet.submit(&Job::bash(script)).await;
     fleet.output_has(&task, "line 1\n").await;
-    let written = || std::fs::read_to_string(&count).ok().and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0);
+    // It is written anew again and again: what is read in between may be nothing.
+    let mut newest = 0;
+    let mut written = || {
+        newest = newest.max(std::fs::read_to_string(&count).ok().and_then(|n| n.trim().parse::<u64>().ok()).unwrap_or(0));
+        newest
+    };
     for kill in [false, true] {
         if kill { fleet.server.kill9() } else { fleet.server.freeze() }
         let before = written();
