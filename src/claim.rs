@@ -96,7 +96,11 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
     if attempts.number - attempts.released.min(attempts.number) >= plan.max_attempts {
         let lost = head.map_or_else(String::new, |h| format!("; the last one was lost with worker {}", h.event.worker.worker_id));
         let error = format!("all {} attempts were used and none came to an end{lost}", plan.max_attempts);
-        return end(Reason::AttemptsExhausted, error, Some("look at the host of that worker; requeue the dead letter to try again".to_owned()));
+        return end(
+            Reason::AttemptsExhausted,
+            error,
+            Some("look at the host of that worker; requeue the dead letter to try again".to_owned()),
+        );
     }
     if let Some(deadline) = task.assignment.deadline.filter(|deadline| deadline <= now) {
         return end(Reason::DeadlinePassed, format!("the deadline {deadline} passed before it could start"), None);

@@ -92,7 +92,7 @@ async fn with_server(
     let mut events = Box::pin(show_events(bus, output));
     let stopped = async {
         let _ = stop.wait_for(|s| *s >= Stop::Drain).await;
-        output.tell("stopping");
+        output.tell("stopping; Ctrl-C again kills what still runs");
         std::future::pending::<()>().await;
     };
     tokio::select! {

@@ -88,13 +88,19 @@ fn offered(task: &Task, class: &Class) -> Result<(), Rejection> {
     let execution = &assignment.execution;
     let runtime = execution.runtime;
     if !matches!(runtime, Runtime::Native | Runtime::Bash) {
-        let error = format!("execution.runtime: {:?} is not offered by this version of the worker; it has native and bash", runtime.as_str());
+        let error =
+            format!("execution.runtime: {:?} is not offered by this version of the worker; it has native and bash", runtime.as_str());
         return Err(reject(Reason::Unschedulable, error, "use native or bash, or workers that offer it"));
     }
     if !class.runtimes.contains(&runtime) {
         let allowed: Vec<_> = class.runtimes.iter().map(|r| r.as_str()).collect();
-        let error = format!("execution.runtime: {:?} is not allowed in class {}; allowed are {}", runtime.as_str(), task.class, allowed.join(", "));
-        return Err(reject(Reason::PolicyRefused, error, "use another class, or have an operator allow the runtime in classes.<name>.runtimes"));
+        let error =
+            format!("execution.runtime: {:?} is not allowed in class {}; allowed are {}", runtime.as_str(), task.class, allowed.join(", "));
+        return Err(reject(
+            Reason::PolicyRefused,
+            error,
+            "use another class, or have an operator allow the runtime in classes.<name>.runtimes",
+        ));
     }
     let absent = [
         ("workspace", !assignment.workspace.is_null()),
@@ -130,7 +136,9 @@ fn program(execution: &Execution) -> Result<Program, Rejection> {
                 return Err(invalid("execution: runtime native takes command only, not script, module, runner or args".to_owned()));
             }
             match execution.command.as_deref() {
-                None | Some([]) => Err(invalid("execution.command: missing or empty; runtime native needs the program and its arguments".to_owned())),
+                None | Some([]) => {
+                    Err(invalid("execution.command: missing or empty; runtime native needs the program and its arguments".to_owned()))
+                }
                 Some([program, ..]) if program.is_empty() => Err(invalid("execution.command[0]: empty; name a program".to_owned())),
                 Some(command) => match command.iter().position(|argument| argument.contains('\0')) {
                     Some(at) => Err(invalid(format!("execution.command[{at}]: holds a NUL byte, which no argument can"))),
@@ -144,7 +152,9 @@ fn program(execution: &Execution) -> Result<Program, Rejection> {
 fn check_environment(execution: &Execution) -> Result<(), Rejection> {
     for (name, value) in &execution.env {
         if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(invalid(format!("execution.env: {name:?} cannot be an environment variable: no empty names, no '=' in names, no NUL bytes")));
+            return Err(invalid(format!(
+                "execution.env: {name:?} cannot be an environment variable: no empty names, no '=' in names, no NUL bytes"
+            )));
         }
     }
     if execution.working_dir.as_deref().is_some_and(|dir| dir.is_empty() || dir.contains('\0')) {
@@ -231,10 +241,26 @@ mod tests {
             (r#"{"runtime":"native","command":["a\u0000b"]}"#, Reason::InvalidAssignment, "execution.command[0]: holds a NUL"),
             (r#"{"runtime":"bash"}"#, Reason::InvalidAssignment, "execution.script: missing"),
             (r#"{"runtime":"native","command":["true"],"timeout_s":0}"#, Reason::InvalidAssignment, "execution.timeout_s: 0 is too small"),
-            (r#"{"runtime":"native","command":["true"],"timeout_s":1e9}"#, Reason::PolicyRefused, "execution.timeout_s: 1000000000 is above"),
-            (r#"{"runtime":"native","command":["true"],"resources":{"memory":"1TiB"}}"#, Reason::PolicyRefused, "execution.resources.memory: 1TiB is above"),
-            (r#"{"runtime":"native","command":["true"],"resources":{"cpus":99}}"#, Reason::PolicyRefused, "execution.resources.cpus: 99 is above"),
-            (r#"{"runtime":"native","command":["true"],"resources":{"pids":99999}}"#, Reason::PolicyRefused, "execution.resources.pids: 99999 is above"),
+            (
+                r#"{"runtime":"native","command":["true"],"timeout_s":1e9}"#,
+                Reason::PolicyRefused,
+                "execution.timeout_s: 1000000000 is above",
+            ),
+            (
+                r#"{"runtime":"native","command":["true"],"resources":{"memory":"1TiB"}}"#,
+                Reason::PolicyRefused,
+                "execution.resources.memory: 1TiB is above",
+            ),
+            (
+                r#"{"runtime":"native","command":["true"],"resources":{"cpus":99}}"#,
+                Reason::PolicyRefused,
+                "execution.resources.cpus: 99 is above",
+            ),
+            (
+                r#"{"runtime":"native","command":["true"],"resources":{"pids":99999}}"#,
+                Reason::PolicyRefused,
+                "execution.resources.pids: 99999 is above",
+            ),
             (r#"{"runtime":"native","command":["true"],"resources":{"gpus":1}}"#, Reason::Unschedulable, "execution.resources.gpus"),
             (r#"{"runtime":"docker","image":"x"}"#, Reason::Unschedulable, "execution.runtime: \"docker\""),
             (r#"{"runtime":"native","command":["true"],"env":{"a=b":"c"}}"#, Reason::InvalidAssignment, "execution.env: \"a=b\""),

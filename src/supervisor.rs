@@ -43,7 +43,9 @@ pub fn main() -> ExitCode {
     };
     let Ok(socket) = rustix::io::fcntl_dupfd_cloexec(std::io::stdin().as_fd(), 3) else { return say("no socket on standard input") };
     match first_request(&socket) {
-        Some(Request::Start { cgroup, instance }) => Supervisor { socket, children, tasks: vec![], outbox: VecDeque::new(), cgroups: None }.run(&cgroup, &instance),
+        Some(Request::Start { cgroup, instance }) => {
+            Supervisor { socket, children, tasks: vec![], outbox: VecDeque::new(), cgroups: None }.run(&cgroup, &instance)
+        }
         Some(Request::Spawn(_) | Request::Stop { .. } | Request::Renew { .. }) | None => say("standard input is not a worker's socket"),
     }
 }
@@ -73,7 +75,8 @@ impl Supervisor {
     fn run(mut self, cgroup: &config::Cgroup, instance: &str) -> ExitCode {
         match open_cgroups(cgroup, instance) {
             Ok(cgroups) => {
-                let description = cgroups.as_ref().map_or_else(|| "none: limits are not enforced".to_owned(), |(layout, _)| layout.description());
+                let description =
+                    cgroups.as_ref().map_or_else(|| "none: limits are not enforced".to_owned(), |(layout, _)| layout.description());
                 self.reply(&Reply::Ready { enforced: cgroups.is_some(), cgroups: description });
                 self.cgroups = cgroups;
             }

@@ -3,9 +3,10 @@
 //! ```text
 //! capacity ─permits─▶ schedule ─asks─▶ queues ─deliveries─▶ attempts (one task each) ─permits─▶ capacity
 //! ```
-//! [`run`] connects the parts and ends when the worker has drained. What one task goes through is in [`attempt`].
+//! [`run`] connects the parts and ends when the worker has drained. What one task goes through is in `attempt`.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -60,6 +61,8 @@ pub struct Shared {
     pub(crate) capacity: Arc<Capacity>,
     pub(crate) enforced: bool,
     pub(crate) stop: watch::Receiver<Stop>,
+    /// Deliveries that are being taken to their end; permits that are only promised to a pull do not count.
+    pub(crate) running: AtomicU32,
 }
 
 impl Shared {
@@ -129,7 +132,8 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     let mut background = JoinSet::new();
     background.spawn(listening);
     let sink = Arc::new(bus.clone());
-    let shared = Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, enforced, stop });
+    let shared =
+        Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, enforced, stop, running: AtomicU32::new(0) });
     start_background(&shared, &mut background);
     tracing::info!(worker_id = %shared.instance.info.worker_id, instance = shared.instance.info.instance, slots = shared.capacity.slots(), "ready");
     let end = Dispatcher::new(Arc::clone(&shared)).run().await;
@@ -178,7 +182,7 @@ async fn announce(shared: Arc<Shared>) {
             version: info.version.clone(),
             classes: shared.config.classes.keys().map(ToString::to_string).collect(),
             slots: shared.capacity.slots(),
-            running: shared.capacity.used_slots(),
+            running: shared.running.load(Ordering::Relaxed),
             draining: *shared.stop.borrow() >= Stop::Drain,
             time: Time::now(),
         };

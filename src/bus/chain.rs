@@ -1,6 +1,6 @@
 //! A task's chain of events on the bus: reading its head, appending to it by compare-and-set.
 //!
-//! The decision table of `docs/protocol.md` ("Outcome of an append") is [`after_answer`] and [`after_read_back`].
+//! The decision table of `docs/protocol.md` ("Outcome of an append") is `after_answer` and `after_read_back`.
 //! One append is in flight per task, and a new event is not begun before the fate of the one before is known:
 //! otherwise an event whose answer was lost would look like somebody else's.
 
@@ -65,7 +65,9 @@ fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
         Err(BusError::Refused { code: WRONG_LAST_SEQUENCE | IN_FLIGHT, .. }) => Answer::ReadBack,
         Err(BusError::TooLarge { .. } | BusError::Closed { .. }) => Answer::Never,
         // 503, time-outs, 10158, full stores: the same bytes again, until they are stored or somebody else is.
-        Err(BusError::TimedOut { .. } | BusError::NoResponders { .. } | BusError::Refused { .. } | BusError::Unreadable { .. }) => Answer::Again,
+        Err(BusError::TimedOut { .. } | BusError::NoResponders { .. } | BusError::Refused { .. } | BusError::Unreadable { .. }) => {
+            Answer::Again
+        }
     }
 }
 
@@ -112,7 +114,11 @@ impl Bus {
     }
 
     /// The last message on `filter`, read from the stream's leader.
-    pub(super) async fn last_message(&self, stream: &str, filter: &str) -> Result<Option<async_nats::jetstream::message::StreamMessage>, BusError> {
+    pub(super) async fn last_message(
+        &self,
+        stream: &str,
+        filter: &str,
+    ) -> Result<Option<async_nats::jetstream::message::StreamMessage>, BusError> {
         let what = || format!("the last message of {filter}");
         match self.stream(stream).await?.get_last_raw_message_by_subject(filter).await {
             Ok(message) => Ok(Some(message)),
@@ -171,7 +177,8 @@ impl Bus {
 
 /// Parses a stored event.
 pub(super) fn read_event(sequence: u64, content_type: Option<&str>, payload: &[u8]) -> Result<Head, String> {
-    let event = Encoding::detect(content_type, payload).and_then(|encoding| encoding.decode::<Event>(payload)).map_err(|e| e.to_string())?;
+    let event =
+        Encoding::detect(content_type, payload).and_then(|encoding| encoding.decode::<Event>(payload)).map_err(|e| e.to_string())?;
     Ok(Head { sequence, event, sha256: sha256_hex(payload) })
 }
 

@@ -51,7 +51,13 @@ impl Bus {
     ///
     /// # Errors
     /// When it could not be stored.
-    pub(crate) async fn bury(&self, delivery: &Delivery, worker: &WorkerId, reason: Reason, error: &str) -> Result<DeadLetterStored, BusError> {
+    pub(crate) async fn bury(
+        &self,
+        delivery: &Delivery,
+        worker: &WorkerId,
+        reason: Reason,
+        error: &str,
+    ) -> Result<DeadLetterStored, BusError> {
         let parts = self.subjects().parse_task(&delivery.subject);
         let (class, tenant, task_id) = parts.map_or_else(Default::default, |p| (p.class, p.tenant, p.task_id));
         let mut headers = HeaderMap::new();

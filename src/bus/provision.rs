@@ -258,10 +258,8 @@ pub async fn check(bus: &Bus, config: &Config) -> Result<(), UnfitStreams> {
 }
 
 fn refused(error: &(dyn std::error::Error + 'static), what: String) -> BusError {
-    match read_error(error, what.clone()) {
-        BusError::TimedOut { .. } => BusError::Refused { what, code: 0, text: error.to_string() },
-        other => other,
-    }
+    let read = read_error(error, what.clone());
+    if matches!(read, BusError::TimedOut { .. }) { BusError::Refused { what, code: 0, text: error.to_string() } } else { read }
 }
 
 async fn stream_config(bus: &Bus, name: &str) -> Result<Option<StreamConfig>, BusError> {

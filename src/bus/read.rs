@@ -19,6 +19,9 @@ use crate::wire::Encoding;
 /// How long to trust that silence means that nothing new is there.
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
+/// "no message found"
+const NO_MESSAGE: u64 = 10037;
+
 /// Which events.
 #[derive(Debug, Clone, Default)]
 pub struct EventFilter {
@@ -149,12 +152,14 @@ impl Tail {
                     return Ok(Some(message));
                 }
                 Err(error) => {
-                    let none = match error.kind() {
-                        RawMessageErrorKind::NoMessageFound => true,
-                        RawMessageErrorKind::JetStream(e) => e.error_code().0 == 10037,
-                        RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => false,
+                    let (none, error) = match error.kind() {
+                        RawMessageErrorKind::NoMessageFound => (true, read_error(&error, self.filter.clone())),
+                        RawMessageErrorKind::JetStream(e) => {
+                            let code = e.error_code().0;
+                            (code == NO_MESSAGE, BusError::Refused { what: self.filter.clone(), code, text: e.to_string() })
+                        }
+                        RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => (false, read_error(&error, self.filter.clone())),
                     };
-                    let error = read_error(&error, self.filter.clone());
                     match &mut self.live {
                         None if none => return Ok(None),
                         None => return Err(error),

@@ -3,7 +3,7 @@
 //! A publish is a request here. The library's publish futures map only some error codes, hand dropped ones to a
 //! background task that forgets failures, and count a 503 as "stream not found", which a leaderless stream also gives.
 
-use async_nats::client::{RequestErrorKind, RequestError};
+use async_nats::client::{RequestError, RequestErrorKind};
 use async_nats::{HeaderMap, Request};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -100,7 +100,10 @@ mod tests {
         assert_eq!(read(r#"{"stream":"S","seq":7}"#), Ok(Stored { sequence: 7, duplicate: false }));
         assert_eq!(read(r#"{"stream":"S","seq":7,"duplicate":true}"#), Ok(Stored { sequence: 7, duplicate: true }));
         assert!(matches!(read(r#"{"stream":"S","seq":0,"duplicate":true}"#), Err(BusError::TimedOut { .. })));
-        assert!(matches!(read(r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 3"}}"#), Err(BusError::Refused { code: 10071, .. })));
+        assert!(matches!(
+            read(r#"{"error":{"code":400,"err_code":10071,"description":"wrong last sequence: 3"}}"#),
+            Err(BusError::Refused { code: 10071, .. })
+        ));
         assert!(matches!(read("+OK"), Err(BusError::Unreadable { .. })));
     }
 }

@@ -117,8 +117,7 @@ mod tests {
 
     #[test]
     fn figures_are_short() {
-        for (ms, text) in [(0, "<1 ms"), (7, "7 ms"), (840, "840 ms"), (1210, "1.2 s"), (61_000, "1 min 1 s"), (7_260_000, "2 h 1 min")]
-        {
+        for (ms, text) in [(0, "<1 ms"), (7, "7 ms"), (840, "840 ms"), (1210, "1.2 s"), (61_000, "1 min 1 s"), (7_260_000, "2 h 1 min")] {
             assert_eq!(millis(ms), text);
         }
         for (bytes, text) in [(12, "12 bytes"), (1536, "1.5 KiB"), (512 << 20, "512.0 MiB"), (3 << 30, "3.0 GiB")] {

@@ -104,7 +104,11 @@ fn of_event(table: &mut Table, event: &Event) {
     table.pair("name", task.name.as_ref());
     table.pair("workflow", task.workflow_id.as_ref());
     let released = if task.released_attempts > 0 { format!(", {} given back", task.released_attempts) } else { String::new() };
-    table.pair("attempt", Some(format!("{} (at most {}{released})", task.attempt, task.max_attempts)));
+    let attempt = match task.attempt {
+        0 => "none was made".to_owned(),
+        n => format!("{n} (at most {}{released})", task.max_attempts),
+    };
+    table.pair("attempt", Some(attempt));
     table.pair("last event", Some(format!("{} at {}", event.event, event.time)));
     if let Some(reason) = event.reason {
         let style = if event.event.is_terminal() { render::style_of(RunState::of_last(event)) } else { Style::Yellow };

@@ -257,10 +257,10 @@ fn exec_error(program: String, request: &SpawnRequest, errno: i32, error: String
         libc::ENOENT if with_slash && std::path::Path::new(&request.cwd).join(&program).exists() => {
             SpawnError::NotExecutable { program, error: "the interpreter that it names does not exist".to_owned() }
         }
-        libc::ENOENT | libc::ENOTDIR => {
-            SpawnError::ProgramNotFound { program, searched: (!with_slash).then(|| path(request).to_owned()) }
+        libc::ENOENT | libc::ENOTDIR => SpawnError::ProgramNotFound { program, searched: (!with_slash).then(|| path(request).to_owned()) },
+        libc::ENOEXEC => {
+            SpawnError::NotExecutable { program, error: "it is neither a binary of this machine nor a script with #!".to_owned() }
         }
-        libc::ENOEXEC => SpawnError::NotExecutable { program, error: "it is neither a binary of this machine nor a script with #!".to_owned() },
         libc::EACCES | libc::EPERM | libc::EISDIR | libc::ELIBBAD | libc::ETXTBSY => SpawnError::NotExecutable { program, error },
         libc::E2BIG => SpawnError::Other { program, step: "arguments and environment are larger than the kernel takes".to_owned(), error },
         _ => SpawnError::Other { program, step: "exec".to_owned(), error },

@@ -72,15 +72,23 @@ impl Encoded {
             }
         }
         if body.len() > room {
-            return Err(format!("event {} of {} bytes does not fit into max_payload {} even when shortened", event.id, body.len(), fit.max_payload));
+            return Err(format!(
+                "event {} of {} bytes does not fit into max_payload {} even when shortened",
+                event.id,
+                body.len(),
+                fit.max_payload
+            ));
         }
         let headers = headers(&event, encoding);
         Ok(Self { subject, kind: event.event, id: event.id, nonce: event.nonce, headers, sha256: sha256_hex(&body), body })
     }
 }
 
+/// Takes something out of an event; false when there was nothing to take.
+type Shorten = fn(&mut Event) -> bool;
+
 /// What is left out, in this order, until an event fits.
-const SHORTENERS: &[(&str, fn(&mut Event) -> bool)] = &[
+const SHORTENERS: &[(&str, Shorten)] = &[
     ("assignment", |e| e.assignment.take().is_some()),
     ("result.value", |e| e.result.as_mut().is_some_and(|r| std::mem::replace(&mut r.value, Value::Null) != Value::Null)),
     ("result.metrics", |e| e.result.as_mut().is_some_and(|r| std::mem::replace(&mut r.metrics, Value::Null) != Value::Null)),

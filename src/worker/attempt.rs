@@ -7,20 +7,21 @@
 //! ```
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::Stop;
 use super::capacity::{Need, Permit};
 use super::run::{Account, Ended, Interrupt, Run, Signals};
 use super::story::{self, Story};
-use super::Stop;
+use crate::bus::BusError;
 use crate::bus::chain::{Appended, ChainEnd, ChainWriter, Head, SpooledEvent};
 use crate::bus::control::{CancelRequest, CancelWatch};
 use crate::bus::delivery::Delivery;
-use crate::bus::BusError;
 use crate::claim::{Attempt, Decision, Ending, Situation, decide};
 use crate::config::OnLeaseLoss;
 use crate::intake::{self, Lease, Loss, Poison, Renewer, Task};
@@ -54,11 +55,13 @@ impl LeaseEnd {
 /// Takes one delivery to its end. `permit` is held throughout.
 pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit) {
     let lease = Lease::new(delivery);
+    shared.running.fetch_add(1, Ordering::Relaxed);
     let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
         Err(poison) => bury_poison(&shared, lease.delivery(), poison).await,
         Ok(task) => handle(&shared, &lease, &task, &mut permit).await,
     };
     end.end(lease).await;
+    shared.running.fetch_sub(1, Ordering::Relaxed);
 }
 
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
@@ -66,47 +69,89 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     let plan = plan::plan(task, class, shared.enforced);
     // Listen first, then read what is stored: so no request is missed.
     let mut cancel = shared.cancels.watch(&task.tenant, &task.task_id);
+    // A message that comes for the first time has no chain, almost always: the claim itself finds out if it has.
+    if lease.delivery().deliveries == 1
+        && let Ok(plan) = &plan
+    {
+        let Some(stored) = patiently(shared, lease, || shared.bus.stored_cancel(&task.tenant, &task.task_id)).await else {
+            return LeaseEnd::Forsake;
+        };
+        let situation = Situation { task, plan: &Ok(plan.clone()), head: None, cancel: stored.as_ref(), now: Time::now() };
+        if let Decision::Start(number) = decide(&situation)
+            && let Some(end) = start(shared, lease, task, plan, number, None, permit, &mut cancel).await
+        {
+            return end;
+        }
+    }
     let Some((head, stored)) = history(shared, lease, &task.tenant, &task.task_id).await else { return LeaseEnd::Forsake };
     let situation = Situation { task, plan: &plan, head: head.as_ref(), cancel: stored.as_ref(), now: Time::now() };
-    let decision = decide(&situation);
-    let writer = ChainWriter::after(shared.bus.clone(), task.tenant.clone(), task.task_id.clone(), shared.config.events.encoding, head.as_ref());
-    match (decision, plan) {
+    match (decide(&situation), plan) {
         (Decision::AlreadyOver(over), _) => LeaseEnd::Ack(Receipt::of_end(over)),
         (Decision::IdReused, _) => {
-            let error = format!("task_id: {:?} was used before by a task with other content; a task's id is its own for ever", task.task_id.as_str());
+            let error = format!(
+                "task_id: {:?} was used before by a task with other content; a task's id is its own for ever",
+                task.task_id.as_str()
+            );
             bury(shared, lease.delivery(), Reason::InvalidAssignment, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
         }
         (Decision::NotYet(wait), _) => LeaseEnd::GiveBack(wait),
         (Decision::End(ending), plan) => {
             let max_attempts = plan.map_or(0, |p| p.max_attempts);
             let story = Story::new(&shared.instance.info, task, lease.delivery(), ending.attempts, max_attempts);
-            end_unrun(shared, lease.delivery(), writer, &story, &ending).await
+            end_unrun(shared, lease.delivery(), writer(shared, task, head.as_ref()), &story, &ending).await
         }
         // A plan that was rejected never leads to a start.
         (Decision::Start(_), Err(_)) => LeaseEnd::Forsake,
         (Decision::Start(number), Ok(plan)) => {
-            let need = Need::new(plan.limits.cpus, plan.limits.memory_bytes);
-            if !permit.resize(need) {
-                let delay = if shared.capacity.could_hold(need) { shared.shed_delay() } else { shared.shed_delay() * 5 };
-                tracing::debug!(task_id = %task.task_id, ?need, "does not fit here now, given back");
-                return LeaseEnd::GiveBack(delay);
-            }
-            let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts);
-            let claimed = Claimed { shared, lease, task, plan: &plan, story: &story, attempt: number, traceparent: lease.delivery().header("traceparent") };
-            claimed.claim_and_drive(writer, &mut cancel).await
+            let started = start(shared, lease, task, &plan, number, head.as_ref(), permit, &mut cancel).await;
+            // Somebody else was faster.
+            started.unwrap_or(LeaseEnd::Forsake)
         }
     }
 }
 
+fn writer(shared: &Shared, task: &Task, head: Option<&Head>) -> ChainWriter {
+    ChainWriter::after(shared.bus.clone(), task.tenant.clone(), task.task_id.clone(), shared.config.events.encoding, head)
+}
+
+/// Takes the task from its claim to its end; none when its chain does not end with `head`.
+#[expect(clippy::too_many_arguments, reason = "each is a thing of its own, and they meet only here")]
+async fn start(
+    shared: &Arc<Shared>,
+    lease: &Lease,
+    task: &Task,
+    plan: &Plan,
+    number: Attempt,
+    head: Option<&Head>,
+    permit: &mut Permit,
+    cancel: &mut CancelWatch,
+) -> Option<LeaseEnd> {
+    let need = Need::new(plan.limits.cpus, plan.limits.memory_bytes);
+    if !permit.resize(need) {
+        let delay = if shared.capacity.could_hold(need) { shared.shed_delay() } else { shared.shed_delay() * 5 };
+        tracing::debug!(task_id = %task.task_id, ?need, "does not fit here now, given back");
+        return Some(LeaseEnd::GiveBack(delay));
+    }
+    let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts);
+    let claimed =
+        Claimed { shared, lease, task, plan, story: &story, attempt: number, traceparent: lease.delivery().header("traceparent") };
+    claimed.claim_and_drive(writer(shared, task, head), cancel).await
+}
+
 /// The last event of the chain and the stored cancel request; none when the server did not answer in time.
 async fn history(shared: &Shared, lease: &Lease, tenant: &Tenant, task_id: &TaskId) -> Option<(Option<Head>, Option<CancelRequest>)> {
+    patiently(shared, lease, || futures_util::future::try_join(shared.bus.head(tenant, task_id), shared.bus.stored_cancel(tenant, task_id)))
+        .await
+}
+
+/// Asks until there is an answer; none when that takes longer than the message is surely ours.
+async fn patiently<T, F: Future<Output = Result<T, BusError>>>(shared: &Shared, lease: &Lease, ask: impl Fn() -> F) -> Option<T> {
     let deadline = claim_deadline(shared, lease.delivery());
     let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
-        let both = async { futures_util::future::try_join(shared.bus.head(tenant, task_id), shared.bus.stored_cancel(tenant, task_id)).await };
-        match tokio::time::timeout_at(deadline, both).await {
-            Ok(Ok(history)) => return Some(history),
-            Ok(Err(error)) => tracing::warn!(%error, %task_id, "cannot read the task's history yet"),
+        match tokio::time::timeout_at(deadline, ask()).await {
+            Ok(Ok(answer)) => return Some(answer),
+            Ok(Err(error)) => tracing::warn!(%error, subject = lease.delivery().subject, "cannot read the task's history yet"),
             Err(_) => return None,
         }
         if tokio::time::timeout_at(deadline, delays.wait()).await.is_err() {
@@ -164,7 +209,8 @@ async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, poison: Poison) 
 
 /// Ends a task that is not run.
 async fn end_unrun(shared: &Arc<Shared>, delivery: &Delivery, mut writer: ChainWriter, story: &Story, ending: &Ending) -> LeaseEnd {
-    let dead = matches!(ending.reason, Reason::InvalidAssignment | Reason::PolicyRefused | Reason::Unschedulable | Reason::AttemptsExhausted);
+    let dead =
+        matches!(ending.reason, Reason::InvalidAssignment | Reason::PolicyRefused | Reason::Unschedulable | Reason::AttemptsExhausted);
     if dead && bury(shared, delivery, ending.reason, &ending.error).await.is_none() {
         return LeaseEnd::Forsake;
     }
@@ -200,9 +246,10 @@ struct Claimed<'a> {
 }
 
 impl Claimed<'_> {
-    async fn claim_and_drive(self, mut writer: ChainWriter, cancel: &mut CancelWatch) -> LeaseEnd {
+    /// None when the chain is not what the writer expects.
+    async fn claim_and_drive(self, mut writer: ChainWriter, cancel: &mut CancelWatch) -> Option<LeaseEnd> {
         if *self.shared.stop.borrow() >= Stop::Drain {
-            return LeaseEnd::GiveBack(Duration::ZERO);
+            return Some(LeaseEnd::GiveBack(Duration::ZERO));
         }
         let delivery = self.lease.delivery();
         let validating = Stage::Validating.entered();
@@ -214,14 +261,14 @@ impl Claimed<'_> {
         });
         let fence = match tokio::time::timeout_at(claim_deadline(self.shared, delivery), append).await {
             Ok(Ok(Appended::Stored(sequence))) => sequence,
-            Ok(Ok(Appended::Fenced)) => return LeaseEnd::Forsake,
+            Ok(Ok(Appended::Fenced)) => return None,
             Ok(Err(error)) => {
                 tracing::error!(%error, task_id = %self.task.task_id, "cannot claim");
-                return LeaseEnd::Forsake;
+                return Some(LeaseEnd::Forsake);
             }
             Err(_) => {
                 tracing::warn!(task_id = %self.task.task_id, "not claimed in time");
-                return LeaseEnd::Forsake;
+                return Some(LeaseEnd::Forsake);
             }
         };
         tracing::info!(task_id = %self.task.task_id, tenant = %self.task.tenant, class = %self.task.class, attempt = self.attempt.number, "started");
@@ -243,7 +290,7 @@ impl Claimed<'_> {
             signals: Signals { interrupt, lease },
         };
         let drive = Box::pin(self.drive(run, writer));
-        guard(self.shared, drive, renewer, cancel, &interrupts, &leases).await
+        Some(guard(self.shared, drive, renewer, cancel, &interrupts, &leases).await)
     }
 
     /// Runs the attempt and stores what there is to say about it.
@@ -273,7 +320,8 @@ impl Claimed<'_> {
     async fn retry(&self, account: Account, delay: Duration, mut writer: ChainWriter) -> LeaseEnd {
         let retry = RetryInfo { will_retry: true, next_attempt: Some(self.attempt.number + 1), not_before: Some(Time::now().plus(delay)) };
         tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, ?delay, "another attempt follows");
-        let appended = writer.append(|link| Event { retry: Some(retry), ..account.tell(self.story.event(EventKind::TaskRetrying, link)) }).await;
+        let appended =
+            writer.append(|link| Event { retry: Some(retry), ..account.tell(self.story.event(EventKind::TaskRetrying, link)) }).await;
         match appended {
             Ok(Appended::Stored(_)) => LeaseEnd::GiveBack(delay),
             Ok(Appended::Fenced) => LeaseEnd::Forsake,
@@ -286,8 +334,11 @@ impl Claimed<'_> {
 
     /// The terminal event: kept on disk first, then appended until it is stored or another worker's.
     async fn commit(&self, account: Account, mut writer: ChainWriter) -> LeaseEnd {
-        let (kind, status) =
-            if account.reason == Reason::Ok { (EventKind::TaskCompleted, Status::Completed) } else { (EventKind::TaskFailed, Status::Failed) };
+        let (kind, status) = if account.reason == Reason::Ok {
+            (EventKind::TaskCompleted, Status::Completed)
+        } else {
+            (EventKind::TaskFailed, Status::Failed)
+        };
         tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, "ended");
         let retry = RetryInfo { will_retry: false, next_attempt: None, not_before: None };
         // A progress event whose answer was lost comes first.

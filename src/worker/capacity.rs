@@ -20,7 +20,11 @@ pub struct Need {
 impl Need {
     /// From CPUs and bytes.
     #[must_use]
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to be a small positive number by plan and configuration")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "checked to be a small positive number by plan and configuration"
+    )]
     pub fn new(cpus: f64, memory: u64) -> Self {
         Self { cpu_milli: (cpus * 1000.0).ceil() as u64, memory }
     }
@@ -86,12 +90,6 @@ impl Capacity {
     #[must_use]
     pub fn slots(&self) -> u32 {
         self.slots
-    }
-
-    /// Slots in use or promised to a pull.
-    #[must_use]
-    pub fn used_slots(&self) -> u32 {
-        self.slots - self.state().free_slots
     }
 
     /// Whether a task of that size could ever run here.

@@ -69,7 +69,8 @@ impl ProgressFile {
         if self.stages.last().is_some_and(|last| last.stage == *stage) || self.stages.len() >= MAX_STAGES {
             return;
         }
-        let entry = StageEntry { stage: stage.clone(), pct: progress.pct.unwrap_or(0.0), at: Time::now(), message: progress.message.clone() };
+        let entry =
+            StageEntry { stage: stage.clone(), pct: progress.pct.unwrap_or(0.0), at: Time::now(), message: progress.message.clone() };
         self.stages.push(entry);
     }
 

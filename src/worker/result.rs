@@ -29,7 +29,10 @@ pub fn read(path: &Path) -> Result<Option<Value>, String> {
     let mut text = Vec::new();
     file.take(MAX_RESULT + 1).read_to_end(&mut text).map_err(|e| format!("the result cannot be read: {e}"))?;
     if text.len() as u64 > MAX_RESULT {
-        return Err(format!("the result is larger than {MAX_RESULT} bytes ({}); store large results elsewhere and give back where", metadata.len()));
+        return Err(format!(
+            "the result is larger than {MAX_RESULT} bytes ({}); store large results elsewhere and give back where",
+            metadata.len()
+        ));
     }
     if text.is_empty() {
         return Ok(None);

@@ -293,7 +293,11 @@ impl Run<'_> {
     }
 
     /// Until the process tree is gone, whatever it takes.
-    async fn attend(&mut self, running: &mut Running, writer: &mut ChainWriter) -> Result<(ExitReport, Option<Stopped>), native::SupervisorLost> {
+    async fn attend(
+        &mut self,
+        running: &mut Running,
+        writer: &mut ChainWriter,
+    ) -> Result<(ExitReport, Option<Stopped>), native::SupervisorLost> {
         let mut stopped: Option<Stopped> = None;
         let timeout = running.started + Duration::from_millis(self.plan.limits.timeout_ms);
         let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(Time::now()));

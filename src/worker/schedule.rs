@@ -166,7 +166,11 @@ mod tests {
         }
         assert_eq!(schedule.next(8, now), None);
         schedule.ended(NORMAL, 0, now);
-        assert_eq!(schedule.next(5, now), Some(Ask { queue: NORMAL, batch: 5, wait: None }), "the rest of the permits go where messages are");
+        assert_eq!(
+            schedule.next(5, now),
+            Some(Ask { queue: NORMAL, batch: 5, wait: None }),
+            "the rest of the permits go where messages are"
+        );
         schedule.ended(HIGH, 1, now);
         schedule.ended(NORMAL, 0, now);
         let later = now + RECHECK;

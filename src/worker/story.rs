@@ -48,7 +48,12 @@ impl Story {
 
     /// Of a message that is no task.
     #[must_use]
-    pub fn of_poison(worker: &WorkerInfo, names: (&Tenant, &TaskId, &crate::task::ClassName), delivery: &Delivery, attempt: Attempt) -> Self {
+    pub fn of_poison(
+        worker: &WorkerInfo,
+        names: (&Tenant, &TaskId, &crate::task::ClassName),
+        delivery: &Delivery,
+        attempt: Attempt,
+    ) -> Self {
         let info = TaskInfo {
             task_id: names.1.clone(),
             tenant: names.0.clone(),
@@ -70,7 +75,11 @@ impl Story {
     /// Goes on with what an earlier event says of the task.
     #[must_use]
     pub fn of(task: TaskInfo, worker: &WorkerInfo) -> Self {
-        Self { task, worker: worker.clone(), nonce: uuid::Uuid::now_v7().simple().to_string() + &uuid::Uuid::now_v7().simple().to_string()[24..] }
+        Self {
+            task,
+            worker: worker.clone(),
+            nonce: uuid::Uuid::now_v7().simple().to_string() + &uuid::Uuid::now_v7().simple().to_string()[24..],
+        }
     }
 
     /// The attempt that the events are about.
@@ -84,7 +93,11 @@ impl Story {
     pub fn event(&self, kind: EventKind, link: Link) -> Event {
         let id = match kind {
             EventKind::TaskProgress => format!("{}.{}.{kind}.{}", self.task.task_id, self.task.attempt, link.seq),
-            EventKind::TaskStarted | EventKind::TaskRetrying | EventKind::TaskReleased | EventKind::TaskCompleted | EventKind::TaskFailed => {
+            EventKind::TaskStarted
+            | EventKind::TaskRetrying
+            | EventKind::TaskReleased
+            | EventKind::TaskCompleted
+            | EventKind::TaskFailed => {
                 format!("{}.{}.{kind}", self.task.task_id, self.task.attempt)
             }
         };

@@ -96,7 +96,8 @@ impl Supervisor {
     /// As [`Supervisor::start`].
     pub async fn start_from(exe: &Path, config: &config::Cgroup, instance: &str) -> Result<Self, StartError> {
         let (ours, theirs) = socket::pair().map_err(StartError::Process)?;
-        let child = Command::new(exe).arg("supervisor").stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn().map_err(StartError::Process)?;
+        let child =
+            Command::new(exe).arg("supervisor").stdin(Stdio::from(theirs)).stdout(Stdio::null()).spawn().map_err(StartError::Process)?;
         let pid = child.id();
         let socket = registered(ours).map_err(StartError::Process)?;
         let start = Request::Start { cgroup: config.clone(), instance: instance.to_owned() };
@@ -151,7 +152,13 @@ impl Supervisor {
     ///
     /// # Errors
     /// When it does not run; nothing is left of it then.
-    pub async fn spawn(&self, mut request: SpawnRequest, stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> Result<Process, SpawnFailure> {
+    pub async fn spawn(
+        &self,
+        mut request: SpawnRequest,
+        stdin: OwnedFd,
+        stdout: OwnedFd,
+        stderr: OwnedFd,
+    ) -> Result<Process, SpawnFailure> {
         let id = self.inner.next.fetch_add(1, Ordering::Relaxed);
         request.id = id;
         let program = request.argv.first().cloned().unwrap_or_default();

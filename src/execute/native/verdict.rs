@@ -10,8 +10,12 @@ pub fn reason_of_refusal(error: &SpawnError) -> (Reason, &'static str) {
         SpawnError::Limit { .. } | SpawnError::Cgroup { .. } => {
             (Reason::IsolationUnavailable, "the worker's machine cannot give what it promises; look at its cgroups")
         }
-        SpawnError::ProgramNotFound { .. } => (Reason::SpawnFailed, "install the program on the workers, or give its path; PATH can be set in execution.env"),
-        SpawnError::NotExecutable { .. } => (Reason::SpawnFailed, "give it the executable bit and a #! line, or name its interpreter in the command"),
+        SpawnError::ProgramNotFound { .. } => {
+            (Reason::SpawnFailed, "install the program on the workers, or give its path; PATH can be set in execution.env")
+        }
+        SpawnError::NotExecutable { .. } => {
+            (Reason::SpawnFailed, "give it the executable bit and a #! line, or name its interpreter in the command")
+        }
         SpawnError::WorkingDir { .. } => (Reason::SpawnFailed, "leave working_dir out to run in the task's own directory"),
         SpawnError::Other { .. } => (Reason::SpawnFailed, "see the error"),
     }
@@ -28,8 +32,12 @@ pub fn verdict(report: &ExitReport, limits: &Limits) -> (Reason, Option<String>,
             let error = format!("killed by the kernel at its memory limit of {}", ByteSize(limits.memory_bytes));
             (Reason::OomKilled, Some(error), Some("raise execution.resources.memory, or make the task use less".to_owned()))
         }
-        ExitStatus::Code(code) => (Reason::ExitNonzero, Some(format!("exit status {code}")), Some("see stderr_tail and the log".to_owned())),
-        ExitStatus::Signal(signal) => (Reason::Signaled, Some(format!("ended by signal {signal}")), Some("see stderr_tail and the log".to_owned())),
+        ExitStatus::Code(code) => {
+            (Reason::ExitNonzero, Some(format!("exit status {code}")), Some("see stderr_tail and the log".to_owned()))
+        }
+        ExitStatus::Signal(signal) => {
+            (Reason::Signaled, Some(format!("ended by signal {signal}")), Some("see stderr_tail and the log".to_owned()))
+        }
     }
 }
 

@@ -147,7 +147,8 @@ impl Layout {
     /// Kills and removes what dead instances left: those whose lock is free.
     pub fn sweep(&self, but: &str) {
         let Some(first) = self.hierarchies.first() else { return };
-        let mut names: Vec<String> = self.hierarchies.iter().flat_map(|h| children(&h.parent)).filter(|n| n != but && is_instance(n)).collect();
+        let mut names: Vec<String> =
+            self.hierarchies.iter().flat_map(|h| children(&h.parent)).filter(|n| n != but && is_instance(n)).collect();
         names.sort();
         names.dedup();
         for name in names {
@@ -231,7 +232,9 @@ fn parent(config: &config::Cgroup, mount: &Mount, own: &str) -> String {
 /// systemd marks what it delegates.
 fn is_delegated(dir: &Path) -> bool {
     let mut value = [0_u8; 8];
-    ["trusted.delegate", "user.delegate"].iter().any(|name| rustix::fs::getxattr(dir, *name, &mut value[..]).is_ok_and(|n| value[..n] == *b"1"))
+    ["trusted.delegate", "user.delegate"]
+        .iter()
+        .any(|name| rustix::fs::getxattr(dir, *name, &mut value[..]).is_ok_and(|n| value[..n] == *b"1"))
 }
 
 /// Makes the parent and lets it pass its controllers on.

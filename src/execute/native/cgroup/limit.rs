@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
+use cgroups_rs::fs::MaxValue;
 use cgroups_rs::fs::blkio::BlkIoController;
 use cgroups_rs::fs::cpu::CpuController;
 use cgroups_rs::fs::memory::MemController;
 use cgroups_rs::fs::pid::PidController;
-use cgroups_rs::fs::MaxValue;
 
 use super::{Controller, read, write};
 use crate::supervisor::protocol::SpawnError;
@@ -40,7 +40,12 @@ pub(super) fn set(dir: &Path, v2: bool, controller: Controller, limits: &Limits,
     }
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "checked by plan to be a small positive number")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    clippy::cast_precision_loss,
+    reason = "checked by plan to be a small positive number"
+)]
 fn cpu(dir: &Path, v2: bool, cpus: f64) -> Result<(), SpawnError> {
     let quota = ((cpus * PERIOD_US as f64).round() as u64).max(MIN_QUOTA_US);
     if v2 {
