@@ -1,1 +1,52 @@
-fn main() {}
+//! `make bench`: the figures of `docs/performance.md`, as ratios against floors measured in the same run. Asserts nothing.
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "a benchmark that cannot go on should stop, and its report is its output"
+)]
+
+#[path = "performance/bed.rs"]
+mod bed;
+#[path = "performance/flood.rs"]
+mod flood;
+#[path = "performance/idle.rs"]
+mod idle;
+#[path = "performance/latency.rs"]
+mod latency;
+#[path = "performance/native.rs"]
+mod native;
+#[path = "performance/noop.rs"]
+mod noop;
+
+/// One line of the report.
+fn report(what: &str, measured: &str, target: &str) {
+    println!("{what:<58} {measured:<34} {target}");
+}
+
+fn main() {
+    let only: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    report("what", "measured", "target");
+    runtime.block_on(async {
+        if wanted("native") {
+            native::kill_200().await;
+        }
+        if wanted("noop") {
+            noop::rates().await;
+        }
+        if wanted("latency") {
+            latency::publish_to_started().await;
+        }
+        if wanted("idle") {
+            idle::worker_at_rest().await;
+        }
+        if wanted("logs") {
+            flood::throughput().await;
+        }
+        if wanted("away") {
+            flood::broker_away().await;
+        }
+    });
+}

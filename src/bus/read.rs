@@ -128,6 +128,15 @@ impl Bus {
         })))
     }
 
+    /// How many messages a stream holds.
+    ///
+    /// # Errors
+    /// When the stream is not there or does not answer.
+    pub async fn message_count(&self, stream: &str) -> Result<u64, BusError> {
+        let info = self.stream(stream).await?.get_info().await.map_err(|e| read_error(&e, format!("stream {stream}")))?;
+        Ok(info.state.messages)
+    }
+
     /// The last sequence of a stream.
     ///
     /// # Errors
@@ -158,7 +167,9 @@ impl Tail {
                             let code = e.error_code().0;
                             (code == NO_MESSAGE, BusError::Refused { what: self.filter.clone(), code, text: e.to_string() })
                         }
-                        RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => (false, read_error(&error, self.filter.clone())),
+                        RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => {
+                            (false, read_error(&error, self.filter.clone()))
+                        }
                     };
                     match &mut self.live {
                         None if none => return Ok(None),
