@@ -167,7 +167,7 @@ async fn a_worker_starts_before_its_server_and_waits_for_it() {
 #[tokio::test]
 async fn what_was_done_but_not_yet_said_is_said_by_the_next_life() {
     let Some(server) = Server::private(Options::default()) else { return };
-    let fleet = Fleet::on(server, &[("LEASE__ACK_WAIT_S", "30")]).await;
+    let fleet = Fleet::on(server, &[("LEASE__ACK_WAIT_S", "8")]).await;
     let worker = fleet.worker_named("phoenix", &[]);
     let gate = Gate::new(&fleet.dir, "say");
     let count = fleet.dir.join("count");

@@ -53,6 +53,28 @@ async fn a_duplicate_is_not_run_twice() {
 }
 
 #[tokio::test]
+async fn two_tenants_may_use_the_same_id_at_the_same_time() {
+    let Some(fleet) = Fleet::with_worker(4, &[]).await else { return };
+    let gate = crate::harness::job::Gate::new(&fleet.dir, "tenants");
+    let mut job = Job::bash(format!("echo mine > file; {}; cat file; echo \\\"$WINDLASS_TENANT\\\" > \"$WINDLASS_RESULT\"", gate.wait()));
+    let mut tasks = Vec::new();
+    for tenant in ["one", "two", "three"] {
+        job.tenant = tenant.into();
+        tasks.push(fleet.submit(&job).await);
+    }
+    for task in &tasks {
+        fleet.event(task, EventKind::TaskStarted).await;
+    }
+    gate.open();
+    for task in &tasks {
+        let end = fleet.end(task).await;
+        assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 1), "{}: {:?}", task.tenant, end.error);
+        assert_eq!(end.result.unwrap().value, task.tenant.as_str());
+    }
+    fleet.finish().await;
+}
+
+#[tokio::test]
 async fn a_task_is_queued_once() {
     let Some(fleet) = Fleet::start(&[]).await else { return };
     let job = Job::argv(["true"]);

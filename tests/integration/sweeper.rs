@@ -49,6 +49,19 @@ async fn a_chain_whose_assignment_is_lost_gets_an_end() {
 }
 
 #[tokio::test]
+async fn another_tenants_task_of_the_same_id_hides_nothing() {
+    let Some(fleet) = Fleet::start(SWEEPING).await else { return };
+    let task = orphan(&fleet, &Job::bash("[ $WINDLASS_ATTEMPT -gt 1 ] || sleep 1000")).await;
+    let mut theirs = Job::argv(["true"]).id(task.id.clone()).set("/not_before", "2126-01-01T00:00:00Z");
+    theirs.tenant = "other".into();
+    let waiting = fleet.submit(&theirs).await;
+    fleet.worker(&[]);
+    assert_eq!(fleet.end(&task).await.reason, Some(Reason::Ok));
+    assert!(fleet.chain(&waiting).is_empty());
+    fleet.finish_unchecked().await;
+}
+
+#[tokio::test]
 async fn a_queued_message_whose_chain_has_ended_is_removed() {
     // No worker serves the class's queue of this priority in time to do it the usual way: the worker has no free slot.
     let Some(fleet) = Fleet::start(SWEEPING).await else { return };
