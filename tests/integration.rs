@@ -2,7 +2,13 @@
 //!
 //! One test: `cargo test --test integration flow::` or any part of a name. `WINDLASS_TEST_LOG=debug` raises the workers'
 //! log level, `WINDLASS_TEST_KEEP=1` keeps the run's directory, `NATS_VERSION=2.12.3` picks the server.
-#![expect(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::print_stdout, reason = "a test fails by panicking and speaks on stdout")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test fails by panicking and speaks on stdout"
+)]
 
 mod harness;
 

@@ -57,7 +57,10 @@ fn check_chain(links: &[Link], prefix: &str) -> Result<(), String> {
         ensure!(event.seq == place as u64, "event at place {place} says seq {}", event.seq);
         ensure!(event.prev_sha256 == prev, "event {place}: prev_sha256 {:?}, but the body before it has {prev:?}", event.prev_sha256);
         prev = Some(sha256_hex(&stored.body));
-        ensure!(event.event.is_terminal() == (place + 1 == links.len()), "event {place}: a terminal event not at the end, or none at the end");
+        ensure!(
+            event.event.is_terminal() == (place + 1 == links.len()),
+            "event {place}: a terminal event not at the end, or none at the end"
+        );
         ensure!(stored.subject == format!("{prefix}{}", event.event), "event {place} on subject {}", stored.subject);
         if event.event == EventKind::TaskStarted {
             claims += 1;
@@ -128,7 +131,12 @@ fn check_logs(links: &[Link], own: &[&Stored], prefix: &str) -> Result<(), Strin
         let subject = format!("{prefix}{}.{}", chunk.attempt, chunk.stream.as_str());
         ensure!(stored.subject == subject, "chunk {} on subject {}, not {subject}", chunk.seq, stored.subject);
         let id = format!("{}.{}.{}.log.{}", chunk.task_id, chunk.attempt, chunk.fence, chunk.seq);
-        ensure!(stored.header("Nats-Msg-Id") == Some(&id), "chunk {} with Nats-Msg-Id {:?}, not {id}", chunk.seq, stored.header("Nats-Msg-Id"));
+        ensure!(
+            stored.header("Nats-Msg-Id") == Some(&id),
+            "chunk {} with Nats-Msg-Id {:?}, not {id}",
+            chunk.seq,
+            stored.header("Nats-Msg-Id")
+        );
         // An orphan of a fenced attempt is fine; a chunk that nobody claimed is not.
         let claim = links.iter().find(|l| l.stored.sequence == chunk.fence);
         let claimed = claim.is_some_and(|c| c.event.event == EventKind::TaskStarted && c.event.task.attempt == chunk.attempt);
@@ -167,7 +175,8 @@ pub fn check_manifest(manifest: &Manifest, chunks: &[(LogChunk, Vec<u8>)]) -> Re
             bytes.extend(data);
         }
         let dropped: u64 = own.iter().map(|(c, _)| c.dropped_bytes).sum();
-        let found = StreamManifest { bytes: bytes.len() as u64, chunks: own.len() as u64, sha256: sha256_hex(&bytes), dropped_bytes: dropped };
+        let found =
+            StreamManifest { bytes: bytes.len() as u64, chunks: own.len() as u64, sha256: sha256_hex(&bytes), dropped_bytes: dropped };
         ensure!(found == *promised, "{name}: stored {found:?}, but the manifest says {promised:?}");
     }
     Ok(())

@@ -147,8 +147,13 @@ async fn follow(js: &Context, stream: &str, filter: &str, from: u64, mut take: i
         }
         Err(error) => return Err(error.into()),
     };
-    let mut messages =
-        consumer.stream().max_messages_per_batch(256).expires(Duration::from_secs(2)).heartbeat(Duration::from_millis(500)).messages().await?;
+    let mut messages = consumer
+        .stream()
+        .max_messages_per_batch(256)
+        .expires(Duration::from_secs(2))
+        .heartbeat(Duration::from_millis(500))
+        .messages()
+        .await?;
     let mut last = from.saturating_sub(1);
     while let Some(message) = messages.next().await {
         let message = stored(message?)?;

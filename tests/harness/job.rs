@@ -113,11 +113,7 @@ impl Job {
 
     /// The body in bytes.
     pub fn encode(&self) -> Vec<u8> {
-        if self.msgpack {
-            rmp_serde::to_vec_named(&self.body).expect("encodes")
-        } else {
-            serde_json::to_vec(&self.body).expect("encodes")
-        }
+        if self.msgpack { rmp_serde::to_vec_named(&self.body).expect("encodes") } else { serde_json::to_vec(&self.body).expect("encodes") }
     }
 
     /// `Content-Type`

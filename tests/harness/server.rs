@@ -62,7 +62,9 @@ impl Server {
         let mut candidates: Vec<PathBuf> = std::env::var_os("WINDLASS_TEST_NATS_SERVER").map(PathBuf::from).into_iter().collect();
         let tools = Path::new(env!("CARGO_MANIFEST_DIR")).join(".windlass/tools");
         let mut fetched: Vec<PathBuf> = std::fs::read_dir(tools).into_iter().flatten().flatten().map(|e| e.path()).collect();
-        fetched.retain(|p| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("nats-server")) && p.to_string_lossy().contains(&version));
+        fetched.retain(|p| {
+            p.file_name().is_some_and(|n| n.to_string_lossy().starts_with("nats-server")) && p.to_string_lossy().contains(&version)
+        });
         fetched.sort();
         candidates.extend(fetched.into_iter().rev());
         if version.is_empty() {
@@ -152,7 +154,10 @@ impl Options {
         let store = dir.join("data");
         let sync = if self.sync_always { "sync_interval: always" } else { "" };
         let payload = self.max_payload.map_or_else(String::new, |n| format!("max_payload: {n}"));
-        format!("listen: 127.0.0.1:{port}\n{payload}\njetstream {{ store_dir: \"{}\"\n max_mem: 256MB\n max_file: 2TB\n {sync} }}\n", store.display())
+        format!(
+            "listen: 127.0.0.1:{port}\n{payload}\njetstream {{ store_dir: \"{}\"\n max_mem: 256MB\n max_file: 2TB\n {sync} }}\n",
+            store.display()
+        )
     }
 }
 

@@ -35,7 +35,15 @@ impl Worker {
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
         let mut command = windlass();
-        command.args(["worker", "--config", concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml"), "--server", url, "--prefix", prefix]);
+        command.args([
+            "worker",
+            "--config",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml"),
+            "--server",
+            url,
+            "--prefix",
+            prefix,
+        ]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
         for (key, value) in settings {
             command.env(format!("WINDLASS__{key}"), value);

@@ -67,7 +67,12 @@ async fn what_is_no_assignment_is_a_dead_letter_and_a_typed_failure() {
         let body = if word == "task_id" { body } else { replace(&body, b"\"task_id\":\"b\"", format!("\"task_id\":\"{id}\"").as_bytes()) };
         let task = fleet.submit_raw(&id, content_type, body.clone()).await;
         let end = fleet.end(&task).await;
-        assert_eq!((end.event, end.reason, end.task.attempt), (EventKind::TaskFailed, Some(Reason::InvalidAssignment), 0), "{what}: {:?}", end.error);
+        assert_eq!(
+            (end.event, end.reason, end.task.attempt),
+            (EventKind::TaskFailed, Some(Reason::InvalidAssignment), 0),
+            "{what}: {:?}",
+            end.error
+        );
         let error = end.error.unwrap_or_default();
         assert!(error.contains(word) && !error.is_empty(), "{what}: {error:?} does not name {word:?}");
         let (reason, text, payload) = dead_letter(&fleet, &task).await.unwrap_or_else(|| panic!("{what}: no dead letter"));
@@ -97,7 +102,12 @@ async fn what_cannot_be_run_fails_with_its_reason() {
         ("no command", Job::bash("true").set("/execution/runtime", "native"), Reason::InvalidAssignment, "execution"),
         ("no script", Job::argv(["true"]).set("/execution/runtime", "bash"), Reason::InvalidAssignment, "execution"),
         ("a NUL in an argument", Job::argv(["echo", "a\0b"]), Reason::InvalidAssignment, "execution.command"),
-        ("a NUL in the environment", Job::argv(["true"]).set("/execution/env", json!({"A": "x\0y"})), Reason::InvalidAssignment, "execution.env"),
+        (
+            "a NUL in the environment",
+            Job::argv(["true"]).set("/execution/env", json!({"A": "x\0y"})),
+            Reason::InvalidAssignment,
+            "execution.env",
+        ),
         ("a negative time limit", Job::argv(["true"]).timeout(-1.0), Reason::InvalidAssignment, "execution.timeout_s"),
         ("no processes", Job::argv(["true"]).set("/execution/resources/pids", 0), Reason::InvalidAssignment, "execution.resources.pids"),
         ("no attempts", Job::argv(["true"]).set("/retry/max_attempts", 0), Reason::InvalidAssignment, "retry.max_attempts"),
@@ -177,6 +187,8 @@ async fn a_poisonous_message_near_max_payload_does_not_stay_in_the_queue() {
     body[0] = b'{';
     let task = fleet.submit_raw("poison", Some("application/json"), body).await;
     assert_eq!(fleet.end(&task).await.reason, Some(Reason::InvalidAssignment));
+    let dead = fleet.dead().await;
+    assert_eq!((dead.len(), dead[0].header("Windlass-Payload-Bytes")), (1, Some("65436")), "the letter says that it was shortened");
     goes_on(&fleet, "a large poison").await;
     fleet.finish().await;
 }

@@ -75,7 +75,8 @@ async fn run_shows_output_live_and_cancels_when_interrupted() {
 async fn submit_takes_one_or_many_and_waits_when_asked() {
     let Some(fleet) = Fleet::with_worker(4, &[]).await else { return };
     let file = fleet.dir.join("task.json");
-    std::fs::write(&file, serde_json::to_vec(&json!({"execution": {"runtime": "native", "command": ["sh", "-c", "exit 5"]}})).unwrap()).unwrap();
+    std::fs::write(&file, serde_json::to_vec(&json!({"execution": {"runtime": "native", "command": ["sh", "-c", "exit 5"]}})).unwrap())
+        .unwrap();
     let path = file.to_str().unwrap();
     let output = run(fleet.cli(["submit", path, "--wait", "-o", "json"])).await;
     assert_eq!(code(&output), 5, "with --wait it exits as the task did: {}", said(&output));
@@ -84,7 +85,11 @@ async fn submit_takes_one_or_many_and_waits_when_asked() {
     fleet.end(&Task { tenant: "default".into(), id: "named".into() }).await;
     let output = run(fleet.cli(["submit", path, "--id", "named"])).await;
     assert_eq!(code(&output), 5, "an id is used once: {}", said(&output));
-    let many: String = (0..20).map(|n| format!("{{\"task_id\":\"many-{n}\",\"tenant\":\"acme\",\"execution\":{{\"runtime\":\"native\",\"command\":[\"true\"]}}}}\n")).collect();
+    let many: String = (0..20)
+        .map(|n| {
+            format!("{{\"task_id\":\"many-{n}\",\"tenant\":\"acme\",\"execution\":{{\"runtime\":\"native\",\"command\":[\"true\"]}}}}\n")
+        })
+        .collect();
     let mut verb = fleet.cli(["submit", "-", "--wait", "-o", "json"]);
     let mut child = verb.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(many.as_bytes()).await.unwrap();
@@ -118,7 +123,11 @@ async fn status_logs_and_events_tell_the_same_story() {
     let end = fleet.end(&task).await;
     let output = run(fleet.cli(["status", &task.id, "-o", "json"])).await;
     let status = &json_lines(&output)[0];
-    assert_eq!((&status["state"], &status["reason"], &status["exit_code"]), (&json!("FAILED"), &json!("exit_nonzero"), &json!(3)), "{status}");
+    assert_eq!(
+        (&status["state"], &status["reason"], &status["exit_code"]),
+        (&json!("FAILED"), &json!("exit_nonzero"), &json!(3)),
+        "{status}"
+    );
     let output = run(fleet.cli(["status", &task.id])).await;
     assert!(text(&output).contains("FAILED") && text(&output).contains("exit_nonzero"), "{}", said(&output));
     let output = run(fleet.cli(["logs", &task.id])).await;
@@ -173,7 +182,8 @@ async fn dead_letters_are_listed_shown_and_queued_again() {
     fleet.end(&above).await;
     let output = run(fleet.cli(["dead", "list", "-o", "json"])).await;
     let letters = json_lines(&output);
-    let of = |id: &str| letters.iter().find(|l| l["task_id"] == id).unwrap_or_else(|| panic!("{id} is no dead letter: {letters:?}")).clone();
+    let of =
+        |id: &str| letters.iter().find(|l| l["task_id"] == id).unwrap_or_else(|| panic!("{id} is no dead letter: {letters:?}")).clone();
     assert_eq!(of("broken")["reason"], "invalid_assignment");
     assert_eq!(of(&above.id)["reason"], "policy_refused");
     let sequence = of("broken")["sequence"].to_string();

@@ -49,7 +49,11 @@ async fn after_the_deadline_what_runs_is_released_and_does_not_count() {
     let second = Instant::now();
     fleet.worker(&[]);
     let end = fleet.end(&task).await;
-    assert_eq!((end.reason, end.task.attempt, end.task.released_attempts), (Some(Reason::Ok), 2, 1), "max_attempts is 1, the release did not count");
+    assert_eq!(
+        (end.reason, end.task.attempt, end.task.released_attempts),
+        (Some(Reason::Ok), 2, 1),
+        "max_attempts is 1, the release did not count"
+    );
     assert!(second.elapsed() < Duration::from_secs(10), "released work waits for nothing: {:?}", second.elapsed());
     fleet.finish().await;
 }

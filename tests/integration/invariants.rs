@@ -108,7 +108,8 @@ async fn invariant_04_renew_or_stop() {
     let Some(server) = Server::private(Options::default()) else { return };
     let fleet = Fleet::on(server, &[("LEASE__ACK_WAIT_S", "3")]).await;
     fleet.worker(&[]);
-    let task = fleet.submit(&Job::bash("trap '' TERM; echo up; [ $WINDLASS_ATTEMPT -gt 1 ] || while :; do sleep 0.1; done").grace(60.0)).await;
+    let task =
+        fleet.submit(&Job::bash("trap '' TERM; echo up; [ $WINDLASS_ATTEMPT -gt 1 ] || while :; do sleep 0.1; done").grace(60.0)).await;
     fleet.output_has(&task, "up").await;
     assert!(!fleet.processes_of(&task.id).is_empty());
     fleet.server.freeze();
@@ -164,7 +165,8 @@ async fn invariant_06_everything_has_an_owner_and_a_label() {
     let cgroups = leftovers::cgroups(&parent);
     let label = format!("{}.1", task.id);
     assert!(cgroups.iter().any(|c| c.to_string_lossy().contains(&instance) && c.to_string_lossy().contains(&label)), "{cgroups:?}");
-    let dirs: Vec<_> = std::fs::read_dir(worker.state_dir()).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
+    let dirs: Vec<_> =
+        std::fs::read_dir(worker.state_dir()).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
     assert_eq!(dirs, [instance.clone()], "directories carry the instance");
     // A stranger's things beside its own.
     let stranger = worker.state_dir().join("not-an-instance");
@@ -191,7 +193,13 @@ async fn invariant_07_bounded_memory() {
     let fleet = Fleet::on(server, &[("LEASE__ACK_WAIT_S", "60")]).await;
     let worker = fleet.worker(&[]);
     let gate = Gate::new(&fleet.dir, "flood");
-    let task = fleet.submit(&Job::bash(format!("echo up; {}; yes 0123456789 | head -c 200000000; echo > '{}'", gate.wait(), fleet.dir.join("flooded").display()))).await;
+    let task = fleet
+        .submit(&Job::bash(format!(
+            "echo up; {}; yes 0123456789 | head -c 200000000; echo > '{}'",
+            gate.wait(),
+            fleet.dir.join("flooded").display()
+        )))
+        .await;
     fleet.output_has(&task, "up").await;
     let before = resident_kib(worker.pid);
     fleet.server.freeze();

@@ -72,7 +72,8 @@ async fn a_timeout_ends_politely_where_the_task_allows_it() {
 #[tokio::test]
 async fn a_timeout_kills_the_whole_tree_that_ignores_it() {
     let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
-    let script = "trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep 1000' & (setsid sleep 1000 & exec sleep 1000) & echo up; sleep 1000; sleep 1000";
+    let script =
+        "trap '' TERM; setsid sh -c 'trap \"\" TERM; sleep 1000' & (setsid sleep 1000 & exec sleep 1000) & echo up; sleep 1000; sleep 1000";
     let task = fleet.submit(&Job::bash(script).timeout(0.5).grace(0.3)).await;
     let end = fleet.end(&task).await;
     assert_eq!(end.reason, Some(Reason::Timeout));

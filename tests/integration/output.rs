@@ -162,7 +162,11 @@ async fn the_broker_may_be_away_while_a_task_talks() {
     fleet.worker(&[]);
     let count = fleet.dir.join("count");
     let gate = Gate::new(&fleet.dir, "talk");
-    let script = format!("i=0; until [ -e '{0}' ]; do i=$((i+1)); echo line $i; echo $i > '{1}'; sleep 0.002; done", gate_path(&gate), count.display());
+    let script = format!(
+        "i=0; until [ -e '{0}' ]; do i=$((i+1)); echo line $i; echo $i > '{1}'; sleep 0.002; done",
+        gate_path(&gate),
+        count.display()
+    );
     let task = fleet.submit(&Job::bash(script)).await;
     fleet.output_has(&task, "line 1\n").await;
     // It is written anew again and again: what is read in between may be nothing.
@@ -172,7 +176,11 @@ async fn the_broker_may_be_away_while_a_task_talks() {
         newest
     };
     for kill in [false, true] {
-        if kill { fleet.server.kill9() } else { fleet.server.freeze() }
+        if kill {
+            fleet.server.kill9()
+        } else {
+            fleet.server.freeze()
+        }
         let before = written();
         // The task must go on by itself: nothing else makes the number grow.
         let deadline = std::time::Instant::now() + PATIENCE;

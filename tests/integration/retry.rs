@@ -68,7 +68,9 @@ async fn delays_between_attempts_grow_and_are_kept() {
 async fn a_waiting_retry_holds_no_slot() {
     let Some(fleet) = Fleet::with_worker(1, &[]).await else { return };
     let backoff = json!({"initial_ms": 3000, "factor": 1.0, "max_ms": 3000});
-    let task = fleet.submit(&Job::bash("[ $WINDLASS_ATTEMPT -ge 2 ]").set("/retry", json!({"max_attempts": 2, "on": ["failure"], "backoff": backoff}))).await;
+    let task = fleet
+        .submit(&Job::bash("[ $WINDLASS_ATTEMPT -ge 2 ]").set("/retry", json!({"max_attempts": 2, "on": ["failure"], "backoff": backoff})))
+        .await;
     fleet.event(&task, EventKind::TaskRetrying).await;
     let other = fleet.submit(&Job::argv(["true"])).await;
     fleet.end(&other).await;
@@ -107,7 +109,10 @@ async fn a_deadline_ends_a_task_before_or_while_it_runs() {
     let end = fleet.end(&late).await;
     assert_eq!((end.reason, end.task.attempt), (Some(Reason::DeadlinePassed), 0));
     let deadline = in_ms(1500);
-    let job = Job::bash("echo up; sleep 1000").grace(0.0).set("/deadline", deadline.clone()).set("/retry", retry(3, &["timeout", "deadline_passed"]));
+    let job = Job::bash("echo up; sleep 1000")
+        .grace(0.0)
+        .set("/deadline", deadline.clone())
+        .set("/retry", retry(3, &["timeout", "deadline_passed"]));
     let running = fleet.submit(&job).await;
     let end = fleet.end(&running).await;
     assert_eq!((end.reason, end.task.attempt), (Some(Reason::DeadlinePassed), 1), "a deadline does not move: no other attempt");
