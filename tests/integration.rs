@@ -1,10 +1,46 @@
-//! Integration tests: one binary, the real kernel, real servers.
+//! The suite: real workers, a real nats-server, real limits. `tests/harness.rs` says how it is done.
+//!
+//! One test: `cargo test --test integration flow::` or any part of a name. `WINDLASS_TEST_LOG=debug` raises the workers'
+//! log level, `WINDLASS_TEST_KEEP=1` keeps the run's directory, `NATS_VERSION=2.12.3` picks the server.
 #![expect(
+    clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stdout,
-    reason = "helpers of tests are tests; figures are printed for the reader"
+    reason = "a test fails by panicking and speaks on stdout"
 )]
 
+mod harness;
+
+#[path = "integration/bad_input.rs"]
+mod bad_input;
+#[path = "integration/cancel.rs"]
+mod cancel;
+#[path = "integration/cli.rs"]
+mod cli;
+#[path = "integration/drain.rs"]
+mod drain;
+#[path = "integration/durability.rs"]
+mod durability;
+#[path = "integration/flow.rs"]
+mod flow;
+#[path = "integration/golden.rs"]
+mod golden;
+#[path = "integration/invariants.rs"]
+mod invariants;
+#[path = "integration/limits.rs"]
+mod limits;
+#[path = "integration/many_workers.rs"]
+mod many_workers;
 #[path = "integration/native.rs"]
 mod native;
+#[path = "integration/output.rs"]
+mod output;
+#[path = "integration/python.rs"]
+mod python;
+#[path = "integration/results.rs"]
+mod results;
+#[path = "integration/retry.rs"]
+mod retry;
+#[path = "integration/sweeper.rs"]
+mod sweeper;

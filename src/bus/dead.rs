@@ -7,7 +7,10 @@ use super::delivery::Delivery;
 use super::submit::{SubmitError, Submitted};
 use super::{Bus, BusError};
 use crate::task::{ClassName, Priority, Reason, TaskId, Tenant, Time, WorkerId};
-use crate::wire::Encoding;
+use crate::wire::{Encoding, sha256_hex};
+
+/// Room for the headers of a dead letter whose payload is shortened: an error text of 1,024 characters, and names.
+const HEADER_ALLOWANCE: usize = 8192;
 
 /// A dead letter.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +85,18 @@ impl Bus {
         if let Some(content_type) = delivery.header("Content-Type") {
             headers.insert("Content-Type", content_type);
         }
-        self.store(self.subjects().dead(&class, &tenant), headers, delivery.payload.clone()).await.map(|_| DeadLetterStored(()))
+        let subject = self.subjects().dead(&class, &tenant);
+        let stored = match self.store(subject.clone(), headers.clone(), delivery.payload.clone()).await {
+            // The headers made it larger than the assignment was. Its head is evidence enough; for ever queued it helps nobody.
+            Err(BusError::TooLarge { .. }) => {
+                headers.insert("Windlass-Payload-Bytes", delivery.payload.len().to_string());
+                headers.insert("Windlass-Payload-Sha256", sha256_hex(&delivery.payload));
+                let room = self.max_payload().saturating_sub(HEADER_ALLOWANCE).min(delivery.payload.len());
+                self.store(subject, headers, delivery.payload.slice(..room)).await
+            }
+            other => other,
+        };
+        stored.map(|_| DeadLetterStored(()))
     }
 
     /// All dead letters of a class, of a tenant, or of everybody; oldest first.

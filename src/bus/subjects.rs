@@ -96,10 +96,10 @@ impl Subjects {
         format!("{}.tasks.*.*.*.*", self.prefix)
     }
 
-    /// The queued message of a task, whatever its class, priority and tenant.
+    /// The queued message of a task, whatever its class and priority; without a tenant, of whichever tenant.
     #[must_use]
-    pub fn task_anywhere(&self, task_id: &TaskId) -> String {
-        format!("{}.tasks.*.*.*.{task_id}", self.prefix)
+    pub fn task_anywhere(&self, tenant: Option<&Tenant>, task_id: &TaskId) -> String {
+        format!("{}.tasks.*.*.{}.{task_id}", self.prefix, tenant.map_or("*", Tenant::as_str))
     }
 
     /// What the consumer of one class and priority takes.

@@ -85,12 +85,12 @@ impl Bus {
         }
     }
 
-    /// The queued message of a task, running or waiting.
+    /// The queued message of a task, running or waiting; without a tenant, of whichever tenant's task has that id.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn find_queued(&self, task_id: &TaskId) -> Result<Option<Queued>, BusError> {
-        let filter = self.subjects().task_anywhere(task_id);
+    pub async fn find_queued(&self, tenant: Option<&Tenant>, task_id: &TaskId) -> Result<Option<Queued>, BusError> {
+        let filter = self.subjects().task_anywhere(tenant, task_id);
         let Some(message) = self.last_message(&self.subjects().tasks_stream(), &filter).await? else { return Ok(None) };
         let Some(subject) = self.subjects().parse_task(&message.subject) else { return Ok(None) };
         let micros = i64::try_from(message.time.unix_timestamp_nanos() / 1000).unwrap_or(0);

@@ -29,8 +29,7 @@ impl Found {
     pub(super) async fn find(bus: &Bus, named: &Named) -> Result<Self, Failed> {
         let head = bus.find_head(named.tenant.as_ref(), &named.id).await?;
         let wanted = head.as_ref().map(|h| h.event.task.tenant.clone()).or_else(|| named.tenant.clone());
-        let queued = bus.find_queued(&named.id).await?;
-        let queued = queued.filter(|q| wanted.as_ref().is_none_or(|tenant| tenant.as_str() == q.tenant));
+        let queued = bus.find_queued(wanted.as_ref(), &named.id).await?;
         let tenant = match (&head, &queued) {
             (Some(head), _) => head.event.task.tenant.clone(),
             (None, Some(queued)) => Tenant::new(queued.tenant.clone()).map_err(|e| Failed::new(Exit::Error, e.to_string()))?,

@@ -38,7 +38,7 @@ pub enum Request {
 pub struct SpawnRequest {
     /// Number of this process, chosen by the worker, unique in its life.
     pub id: u64,
-    /// Name of the cgroup directory below the instance's: `<task_id>.<attempt>`.
+    /// Name of the cgroup directory below the instance's: `<tenant>.<task_id>.<attempt>`.
     pub cgroup: String,
     /// Limits to enforce.
     pub limits: Limits,

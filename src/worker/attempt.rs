@@ -353,7 +353,7 @@ impl Claimed<'_> {
             Event { status: Some(status), retry: Some(retry), ..event }
         });
         let kept = encoded.as_ref().ok().and_then(|encoded| {
-            let name = format!("{}.{}.json", self.task.task_id, self.attempt.number);
+            let name = format!("{}.{}.{}.json", self.task.tenant, self.task.task_id, self.attempt.number);
             let kept = self.shared.instance.keep(&name, &SpooledEvent::new(&writer, encoded.clone()));
             kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
         });

@@ -1,9 +1,11 @@
 //! This process among the worker's processes: its names, its directory, and what dead ones left behind.
 //!
-//! `<state_dir>/<instance>/` holds `lock` (held for life), `work`, `spool` and `commit`. An instance whose lock is free is
+//! `<state_dir>/<instance>/` holds `work`, `spool` and `commit`, and is itself locked for life: so there is no moment, at
+//! birth or burial, at which a crash leaves a directory that nobody can tell for dead. An instance whose lock is free is
 //! dead: its terminal events are sent if the chain still wants them, then everything of it is removed.
 
 use std::fs::{File, TryLockError};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use crate::bus::Bus;
@@ -61,25 +63,21 @@ impl Instance {
     pub fn create(config: &config::Worker) -> Result<Self, InstanceError> {
         let host = host_name();
         let worker_id = worker_id(&config.id, &host)?;
-        let instance = uuid::Uuid::now_v7().simple().to_string();
         let state_dir = config.state_dir.clone();
-        let dir = state_dir.join(&instance);
-        let failed = |path: &Path| {
-            let path = path.to_owned();
-            move |error| InstanceError::Dir { path, error }
-        };
-        std::fs::create_dir_all(&state_dir).map_err(failed(&state_dir))?;
-        // Locked before it has its final name: a sweeper must never see it unlocked.
-        let hidden = state_dir.join(format!(".{instance}"));
-        for part in ["work", "spool", "commit"] {
-            let path = hidden.join(part);
-            std::fs::create_dir_all(&path).map_err(failed(&path))?;
+        std::fs::create_dir_all(&state_dir).map_err(|error| InstanceError::Dir { path: state_dir.clone(), error })?;
+        loop {
+            let instance = uuid::Uuid::now_v7().simple().to_string();
+            let dir = state_dir.join(&instance);
+            match make_locked(&dir) {
+                Ok(lock) => {
+                    let info = WorkerInfo { worker_id, instance, host, version: env!("CARGO_PKG_VERSION").to_owned() };
+                    return Ok(Self { info, state_dir, dir, _lock: lock });
+                }
+                // Between its making and its lock another worker took it for dead, and buried it.
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => {}
+                Err(error) => return Err(InstanceError::Dir { path: dir, error }),
+            }
         }
-        let lock = File::create(hidden.join("lock")).map_err(failed(&hidden))?;
-        lock.try_lock().map_err(|error| InstanceError::Dir { path: hidden.clone(), error: error.into() })?;
-        std::fs::rename(&hidden, &dir).map_err(failed(&dir))?;
-        let info = WorkerInfo { worker_id, instance, host, version: env!("CARGO_PKG_VERSION").to_owned() };
-        Ok(Self { info, state_dir, dir, _lock: lock })
     }
 
     /// Parent of work directories.
@@ -134,9 +132,24 @@ impl Drop for Instance {
     }
 }
 
+/// Makes an instance's directory and locks it.
+fn make_locked(dir: &Path) -> std::io::Result<File> {
+    std::fs::create_dir(dir)?;
+    let lock = File::open(dir)?;
+    lock.try_lock()?;
+    for part in ["work", "spool", "commit"] {
+        std::fs::create_dir(dir.join(part))?;
+    }
+    Ok(lock)
+}
+
 /// The lock of a dead instance's directory; none for a living one, and for what is no instance.
 fn dead(dir: &Path) -> Option<File> {
-    let lock = File::open(dir.join("lock")).ok()?;
+    let name = dir.file_name()?.to_str()?;
+    if name.len() != 32 || !name.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    let lock = File::open(dir).ok()?;
     match lock.try_lock() {
         Ok(()) => Some(lock),
         Err(TryLockError::WouldBlock) => None,
@@ -197,10 +210,13 @@ mod tests {
         config.state_dir = state.path().to_owned();
         let living = Instance::create(&config).unwrap();
         assert!(dead(&living.dir).is_none());
-        let orphan = state.path().join("0123");
-        std::fs::create_dir_all(&orphan).unwrap();
-        std::fs::write(orphan.join("lock"), "").unwrap();
-        assert!(dead(&orphan).is_some());
+        let orphan = state.path().join(uuid::Uuid::now_v7().simple().to_string());
+        std::fs::create_dir(&orphan).unwrap();
+        assert!(dead(&orphan).is_some(), "it died before it had anything, and can be told for dead");
+        let stranger = state.path().join("lost+found");
+        std::fs::create_dir(&stranger).unwrap();
+        assert!(dead(&stranger).is_none(), "what is no instance is not ours to remove");
+        std::fs::remove_dir(&stranger).unwrap();
         drop(living);
         assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 1, "a living one removes its own directory at its end");
     }

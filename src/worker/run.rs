@@ -181,8 +181,9 @@ enum Stopped {
 }
 
 impl Run<'_> {
+    /// Of its directory, spool and cgroup: ids are a tenant's own, so two tenants may run the same one here.
     fn name(&self) -> String {
-        format!("{}.{}", self.task.task_id, self.story.attempt())
+        format!("{}.{}.{}", self.task.tenant, self.task.task_id, self.story.attempt())
     }
 
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.

@@ -115,7 +115,7 @@ impl Sweeper {
             Some(head) if !Self::old_enough(shared, head.event.time) => return Ok(false),
             Some(_) => {}
         }
-        if bus.find_queued(task_id).await?.is_some() {
+        if bus.find_queued(Some(tenant), task_id).await?.is_some() {
             return Ok(false);
         }
         // The message goes only after the end was stored: read in this order, a chain without both is a lost task.

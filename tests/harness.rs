@@ -1,0 +1,38 @@
+//! What the tests stand on.
+//!
+//! ```text
+//! Server ── one nats-server for the run, or a private one to kill
+//! Fleet  ── one test: its own prefix and streams, workers as processes, an orchestrator that publishes and watches
+//! Checker ─ reads the streams and proves what the contract promises, for every task that the fleet was given
+//! ```
+//! Rules: a wait is for a condition, has a deadline and is woken by what it waits for; no port is fixed; whatever a test
+//! starts dies with the test process, however that dies ([`watchdog`]).
+
+#[path = "harness/checker.rs"]
+pub mod checker;
+#[path = "harness/feed.rs"]
+pub mod feed;
+#[path = "harness/fleet.rs"]
+pub mod fleet;
+#[path = "harness/job.rs"]
+pub mod job;
+#[path = "harness/leftovers.rs"]
+pub mod leftovers;
+#[path = "harness/orchestrator.rs"]
+pub mod orchestrator;
+#[path = "harness/server.rs"]
+pub mod server;
+#[path = "harness/watchdog.rs"]
+pub mod watchdog;
+#[path = "harness/worker.rs"]
+pub mod worker;
+
+pub use fleet::Fleet;
+pub use job::Job;
+pub use orchestrator::{Orchestrator, Task};
+pub use server::Server;
+
+use std::time::Duration;
+
+/// How long anything that must happen may take on a machine that does other things too.
+pub const PATIENCE: Duration = Duration::from_secs(60);

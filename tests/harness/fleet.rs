@@ -1,0 +1,213 @@
+//! One test's world: a prefix with its streams, workers, an orchestrator, and the inspection at the end.
+
+use std::ops::Deref;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use super::watchdog::watchdog;
+use super::worker::{Worker, windlass};
+use super::{Orchestrator, PATIENCE, Server, checker, leftovers};
+
+/// Everything of one test. Derefs to its [`Orchestrator`].
+pub struct Fleet {
+    bus: Orchestrator,
+    /// The server.
+    pub server: Arc<Server>,
+    /// The test's directory.
+    pub dir: PathBuf,
+    settings: Vec<(String, String)>,
+    workers: Mutex<Vec<Arc<Worker>>>,
+    finished: bool,
+}
+
+impl Deref for Fleet {
+    type Target = Orchestrator;
+    fn deref(&self) -> &Orchestrator {
+        &self.bus
+    }
+}
+
+fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+    settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+impl Fleet {
+    /// A fleet without workers on the run's server; `None` when there is no nats-server.
+    pub async fn start(settings: &[(&str, &str)]) -> Option<Self> {
+        Some(Self::on(Server::shared()?, settings).await)
+    }
+
+    /// A fleet with one worker of that many slots.
+    pub async fn with_worker(slots: u32, settings: &[(&str, &str)]) -> Option<Self> {
+        let fleet = Self::start(settings).await?;
+        fleet.worker(&[("CAPACITY__SLOTS", &slots.to_string())]);
+        Some(fleet)
+    }
+
+    /// A fleet on a server of the test's own.
+    pub async fn on(server: Arc<Server>, settings: &[(&str, &str)]) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let prefix = format!("w{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let dir = watchdog().dir().join(&prefix);
+        std::fs::create_dir_all(&dir).expect("the test's directory");
+        // Given first, so that a test can override them. Memory and CPUs are overcommitted: tests reserve more than they use.
+        let level = std::env::var("WINDLASS_TEST_LOG").unwrap_or_else(|_| "info".into());
+        let mut all = owned(&[
+            ("CAPACITY__CPUS", "64"),
+            ("CAPACITY__MEMORY", "64GiB"),
+            ("LOG__LEVEL", &level),
+            ("SWEEPER__INTERVAL_S", "0"),
+            ("STREAMS__LOGS_MAX", "2GiB"),
+            ("STREAMS__MAX_WAITING", "512"),
+            ("CGROUP__PARENT", &format!("windlass-test-{prefix}")),
+        ]);
+        all.extend(owned(settings));
+        let url = server.url();
+        init(&url, &prefix, &all).await;
+        let bus = Orchestrator::connect(&url, &prefix).await;
+        Self { bus, server, dir, settings: all, workers: Mutex::default(), finished: false }
+    }
+
+    /// Starts one more worker.
+    pub fn worker(&self, settings: &[(&str, &str)]) -> Arc<Worker> {
+        let id = format!("worker-{}", self.workers.lock().expect("not poisoned").len());
+        self.worker_named(&id, settings)
+    }
+
+    /// Starts a worker with that name: with a name that was used before, it takes over that one's state directory.
+    pub fn worker_named(&self, id: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
+        let mut all = self.settings.clone();
+        all.extend(owned(settings));
+        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all));
+        self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
+        worker
+    }
+
+    /// Runs a verb of the command line against this fleet.
+    pub fn cli<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> tokio::process::Command {
+        let mut command = windlass();
+        command.args(args).env("NATS_URL", self.server.url()).env("WINDLASS_PREFIX", &self.prefix).current_dir(&self.dir);
+        for (key, value) in &self.settings {
+            command.env(format!("WINDLASS__{key}"), value);
+        }
+        command.stdin(std::process::Stdio::null());
+        command
+    }
+
+    /// Name of the cgroup directory that holds all of this fleet's.
+    pub fn cgroup_parent(&self) -> String {
+        format!("windlass-test-{}", self.prefix)
+    }
+
+    /// Processes of this fleet's tasks and workers that are alive.
+    pub fn processes(&self) -> Vec<(u32, String)> {
+        leftovers::processes(&self.dir.to_string_lossy())
+    }
+
+    /// Processes that belong to one task.
+    pub fn processes_of(&self, task_id: &str) -> Vec<(u32, String)> {
+        let own = self.processes();
+        let marked: Vec<_> = leftovers::processes(&format!("WINDLASS_TASK_ID={task_id}\0"));
+        own.into_iter().filter(|p| marked.contains(p)).collect()
+    }
+
+    /// The end of every test that has workers: drains them, proves every promise, and looks for what was left behind.
+    pub async fn finish(self) {
+        checker::check(&self.bus).await;
+        self.finish_unchecked().await;
+    }
+
+    /// As [`Fleet::finish`] without the proof, for tests whose tasks do not all end.
+    pub async fn finish_unchecked(mut self) {
+        let workers: Vec<_> = self.workers.lock().expect("not poisoned").clone();
+        let mut graceful = Vec::new();
+        for worker in &workers {
+            if worker.is_held().await {
+                // A life that was killed before left a directory; a worker removes it once it is connected.
+                let state = worker.state_dir().to_owned();
+                let old = leftovers::gone(Duration::from_secs(10), || entries(&state).into_iter().skip(1).collect()).await;
+                let inside: Vec<_> = entries(&state).iter().map(|dir| (dir.clone(), entries(dir))).collect();
+                assert!(old.is_empty(), "worker {} does not bury its dead: {inside:?}\n{}", worker.id, worker.log());
+                worker.signal(Signal::TERM);
+                graceful.push(worker);
+            }
+        }
+        for worker in graceful {
+            let status = worker.exit(PATIENCE).await;
+            assert!(status.success(), "worker {} ended with {status} when it was drained\n{}", worker.id, worker.log());
+            let left = entries(worker.state_dir());
+            assert!(left.is_empty(), "worker {} left {left:?}\n{}", worker.id, worker.log());
+        }
+        let left = leftovers::gone(Duration::from_secs(5), || self.processes()).await;
+        assert!(left.is_empty(), "processes left: {left:?}");
+        let parent = self.cgroup_parent();
+        let left = leftovers::gone(Duration::from_secs(5), || leftovers::cgroups(&parent)).await;
+        assert!(left.is_empty(), "cgroups left: {left:?}");
+        for path in leftovers::cgroup_parents(&parent) {
+            std::fs::remove_dir(&path).unwrap_or_else(|e| panic!("{} is not empty: {e}", path.display()));
+        }
+        self.finished = true;
+        self.remove_streams().await;
+    }
+
+    /// Gives the server its memory and disk back; what fails here fails nothing.
+    async fn remove_streams(&self) {
+        for kind in ["TASKS", "EVENTS", "LOGS", "CONTROL", "DEAD"] {
+            let _ = self.bus.js.delete_stream(self.bus.stream(kind)).await;
+        }
+        let _ = self.bus.js.delete_stream(format!("KV_{}", self.bus.stream("WORKERS"))).await;
+        if std::env::var_os("WINDLASS_TEST_KEEP").is_none() {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+
+    /// What all workers logged last.
+    pub fn logs(&self) -> String {
+        self.workers.lock().expect("not poisoned").iter().map(|w| w.log()).collect()
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.logs());
+        } else if !self.finished {
+            println!("a fleet was dropped without finish()");
+        }
+        if !self.finished {
+            let parent = self.cgroup_parent();
+            self.workers.lock().expect("not poisoned").clear();
+            clean_up_after_failure(&parent);
+        }
+    }
+}
+
+/// The supervisors need a moment to empty their cgroups; the next test must not find the parents.
+fn clean_up_after_failure(parent: &str) {
+    let deadline = std::time::Instant::now() + Duration::from_secs(3);
+    while !leftovers::cgroups(parent).is_empty() && std::time::Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for path in leftovers::cgroup_parents(parent) {
+        let _ = std::fs::remove_dir(path);
+    }
+}
+
+fn entries(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
+}
+
+async fn init(url: &str, prefix: &str, settings: &[(String, String)]) {
+    let mut command = windlass();
+    command.args(["init", "--server", url, "--prefix", prefix]);
+    for (key, value) in settings {
+        command.env(format!("WINDLASS__{key}"), value);
+    }
+    let output = command.output().await.expect("windlass starts");
+    let text = || format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "windlass init: {}\n{}", output.status, text());
+}

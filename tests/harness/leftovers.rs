@@ -1,0 +1,55 @@
+//! What must not be there when a test is over.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Processes whose environment names `needle`, with their command lines.
+pub fn processes(needle: &str) -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
+        let environ = std::fs::read(entry.path().join("environ")).unwrap_or_default();
+        if contains(&environ, needle.as_bytes()) {
+            let command = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
+        }
+    }
+    found
+}
+
+fn contains(haystack: &[u8], needle: &[u8]) -> bool {
+    haystack.windows(needle.len()).any(|w| w == needle)
+}
+
+/// Directories of that name right below each mounted cgroup hierarchy.
+pub fn cgroup_parents(name: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let hierarchies = std::fs::read_dir(root).into_iter().flatten().flatten().map(|e| e.path());
+    std::iter::once(root.to_owned()).chain(hierarchies).map(|h| h.join(name)).filter(|p| p.is_dir()).collect()
+}
+
+/// Cgroups below the parent directory `name`, of every hierarchy.
+pub fn cgroups(name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = cgroup_parents(name);
+    while let Some(dir) = todo.pop() {
+        for path in std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir()) {
+            found.push(path.clone());
+            todo.push(path);
+        }
+    }
+    found
+}
+
+/// Waits until `look` finds nothing; what it still found at the end otherwise.
+pub async fn gone<T>(within: Duration, mut look: impl FnMut() -> Vec<T>) -> Vec<T> {
+    let deadline = Instant::now() + within;
+    loop {
+        let left = look();
+        if left.is_empty() || Instant::now() >= deadline {
+            return left;
+        }
+        // The kernel has no event for "gone"; this is the period of a look, not a guess of how long it takes.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

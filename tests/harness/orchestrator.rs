@@ -1,0 +1,228 @@
+//! The orchestrator's side: publishes assignments, watches chains and output, asks for cancellation.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use async_nats::HeaderMap;
+use async_nats::jetstream;
+use windlass::task::log_chunk::{ChunkData, ChunkEncoding, LogChunk, LogStream};
+use windlass::task::{Event, EventKind};
+use windlass::wire::Encoding;
+
+use super::feed::{Feed, Stored, read_all};
+use super::{Job, PATIENCE};
+
+/// A published task.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Task {
+    /// Whose.
+    pub tenant: String,
+    /// Which.
+    pub id: String,
+}
+
+/// An event of a chain as it was stored.
+#[derive(Debug, Clone)]
+pub struct Link {
+    /// The message.
+    pub stored: Stored,
+    /// What it says.
+    pub event: Event,
+}
+
+/// A client of one prefix.
+pub struct Orchestrator {
+    /// For what has no method here.
+    pub js: jetstream::Context,
+    /// First subject token.
+    pub prefix: String,
+    events: Feed,
+    submitted: Mutex<Vec<Task>>,
+}
+
+/// Reads an event as its headers say.
+pub fn event_of(stored: &Stored) -> Event {
+    let encoding = Encoding::detect(stored.header("Content-Type"), &stored.body).expect("a known Content-Type");
+    encoding.decode(&stored.body).unwrap_or_else(|e| panic!("{}: {e}\n{}", stored.subject, String::from_utf8_lossy(&stored.body)))
+}
+
+/// Reads a chunk and its bytes.
+pub fn chunk_of(stored: &Stored) -> (LogChunk, Vec<u8>) {
+    use base64::Engine as _;
+    let encoding = Encoding::detect(stored.header("Content-Type"), &stored.body).expect("a known Content-Type");
+    let chunk: LogChunk = encoding.decode(&stored.body).unwrap_or_else(|e| panic!("{}: {e}", stored.subject));
+    let bytes = match (chunk.encoding, &chunk.data) {
+        (ChunkEncoding::Utf8, ChunkData::Text(text)) => text.clone().into_bytes(),
+        (ChunkEncoding::Base64, ChunkData::Text(text)) => base64::engine::general_purpose::STANDARD.decode(text).expect("base64"),
+        (ChunkEncoding::Bin, ChunkData::Bytes(bytes)) => bytes.clone(),
+        (encoding, data) => panic!("{}: data {data:?} does not fit encoding {encoding:?}", stored.subject),
+    };
+    assert_eq!(chunk.len, bytes.len() as u64, "{}: len", stored.subject);
+    (chunk, bytes)
+}
+
+impl Orchestrator {
+    /// Connects.
+    pub async fn connect(url: &str, prefix: &str) -> Self {
+        let options = async_nats::ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(50));
+        let client = options.connect(url).await.expect("the server answers");
+        let js = jetstream::new(client);
+        let events = Feed::follow(js.clone(), format!("{}_EVENTS", prefix.to_uppercase()), format!("{prefix}.events.>"));
+        Self { js, prefix: prefix.to_owned(), events, submitted: Mutex::default() }
+    }
+
+    /// Name of a stream of this prefix.
+    pub fn stream(&self, kind: &str) -> String {
+        format!("{}_{kind}", self.prefix.to_uppercase())
+    }
+
+    /// Subject that a job is published to.
+    pub fn subject(&self, job: &Job, task_id: &str) -> String {
+        format!("{}.tasks.{}.{}.{}.{task_id}", self.prefix, job.class, job.priority, job.tenant)
+    }
+
+    /// Publishes a job, and counts it among those that the checker must find ended.
+    pub async fn submit(&self, job: &Job) -> Task {
+        let task = Task { tenant: job.tenant.clone(), id: job.task_id() };
+        self.publish(&self.subject(job, &task.id), job.media_type(), job.encode()).await.expect("the queue takes it");
+        self.submitted.lock().expect("not poisoned").push(task.clone());
+        task
+    }
+
+    /// Publishes any bytes to any subject; the stream sequence when it was stored.
+    pub async fn publish(&self, subject: &str, content_type: Option<&str>, body: impl Into<bytes::Bytes>) -> Result<u64, String> {
+        let mut headers = HeaderMap::new();
+        if let Some(content_type) = content_type {
+            headers.insert("Content-Type", content_type);
+        }
+        let sent = self.js.publish_with_headers(subject.to_owned(), headers, body.into()).await.map_err(|e| e.to_string())?;
+        sent.await.map(|ack| ack.sequence).map_err(|e| format!("{e}: {:?}", std::error::Error::source(&e).map(ToString::to_string)))
+    }
+
+    /// As [`Orchestrator::submit`] for what is no assignment: the subject's tokens say which task it would be.
+    pub async fn submit_raw(&self, task_id: &str, content_type: Option<&str>, body: impl Into<bytes::Bytes>) -> Task {
+        let subject = format!("{}.tasks.cpu_short.normal.acme.{task_id}", self.prefix);
+        self.publish(&subject, content_type, body).await.expect("the queue takes it");
+        let task = Task { tenant: "acme".into(), id: task_id.into() };
+        self.submitted.lock().expect("not poisoned").push(task.clone());
+        task
+    }
+
+    /// Every task submitted so far.
+    pub fn submitted(&self) -> Vec<Task> {
+        self.submitted.lock().expect("not poisoned").clone()
+    }
+
+    /// Publishes a cancel request.
+    pub async fn cancel(&self, task: &Task) {
+        let subject = format!("{}.control.{}.{}", self.prefix, task.tenant, task.id);
+        self.publish(&subject, Some("application/json"), r#"{"v":1,"action":"cancel","reason":"a test asked"}"#).await.expect("stored");
+    }
+
+    /// Events of one task that have come so far.
+    pub fn chain(&self, task: &Task) -> Vec<Link> {
+        links(&self.events.seen(), &self.chain_prefix(task))
+    }
+
+    fn chain_prefix(&self, task: &Task) -> String {
+        format!("{}.events.{}.{}.", self.prefix, task.tenant, task.id)
+    }
+
+    /// Waits for a state of the task's chain.
+    pub async fn until<T>(&self, task: &Task, what: &str, mut look: impl FnMut(&[Link]) -> Option<T>) -> T {
+        let prefix = self.chain_prefix(task);
+        let mut known = 0;
+        let mut chain = Vec::new();
+        let found = self.events.until(PATIENCE, |seen| {
+            chain.extend(links(&seen[known..], &prefix));
+            known = seen.len();
+            look(&chain)
+        });
+        match found.await {
+            Some(found) => found,
+            None => panic!("task {}: {what} did not happen; its chain: {}", task.id, story(&self.chain(task))),
+        }
+    }
+
+    /// Waits for an event of that kind.
+    pub async fn event(&self, task: &Task, kind: EventKind) -> Event {
+        self.until(task, kind.as_str(), |chain| chain.iter().find(|l| l.event.event == kind).map(|l| l.event.clone())).await
+    }
+
+    /// Waits for the claim of that attempt.
+    pub async fn attempt(&self, task: &Task, attempt: u32) -> Event {
+        let started = |l: &&Link| l.event.event == EventKind::TaskStarted && l.event.task.attempt == attempt;
+        self.until(task, &format!("attempt {attempt}"), |chain| chain.iter().find(started).map(|l| l.event.clone())).await
+    }
+
+    /// Waits for the terminal event.
+    pub async fn end(&self, task: &Task) -> Event {
+        self.until(task, "the end", |chain| chain.iter().find(|l| l.event.event.is_terminal()).map(|l| l.event.clone())).await
+    }
+
+    /// Follows a task's chunks in the background.
+    pub fn follow_logs(&self, task: &Task) -> Feed {
+        Feed::follow(self.js.clone(), self.stream("LOGS"), format!("{}.logs.{}.{}.>", self.prefix, task.tenant, task.id))
+    }
+
+    /// Waits until that text is in the published output of the task.
+    pub async fn output_has(&self, task: &Task, text: &str) {
+        let feed = self.follow_logs(task);
+        let mut bytes = Vec::new();
+        let mut known = 0;
+        let found = feed.until(PATIENCE, |seen| {
+            for stored in &seen[known..] {
+                bytes.extend(chunk_of(stored).1);
+            }
+            known = seen.len();
+            String::from_utf8_lossy(&bytes).contains(text).then_some(())
+        });
+        assert!(found.await.is_some(), "{text:?} did not appear in the output of {}; its chain: {}", task.id, story(&self.chain(task)));
+    }
+
+    /// Published bytes of one stream of the attempt that counts, in order, as a reader with the manifest takes them.
+    pub async fn output(&self, task: &Task, end: &Event, stream: LogStream) -> Vec<u8> {
+        let Some(manifest) = &end.logs else { return Vec::new() };
+        let mut pieces: Vec<_> = read_all(&self.js, &self.stream("LOGS"), &manifest.subject).await.iter().map(chunk_of).collect();
+        assert!(manifest.subject.contains(&format!(".{}.", task.id)), "manifest of another task: {}", manifest.subject);
+        pieces.retain(|(chunk, _)| chunk.fence == manifest.fence && chunk.stream == stream);
+        pieces.sort_by_key(|(chunk, _)| chunk.seq);
+        pieces.into_iter().flat_map(|(_, bytes)| bytes).collect()
+    }
+
+    /// Dead letters of this prefix.
+    pub async fn dead(&self) -> Vec<Stored> {
+        read_all(&self.js, &self.stream("DEAD"), &format!("{}.dead.>", self.prefix)).await
+    }
+
+    /// Messages in the queue now.
+    pub async fn queued(&self) -> Vec<Stored> {
+        let mut stream = self.js.get_stream(self.stream("TASKS")).await.expect("the stream");
+        let state = stream.info().await.expect("its state").state.clone();
+        let mut found = Vec::new();
+        for sequence in state.first_sequence..=state.last_sequence {
+            // A work queue takes no second consumer on the same subjects: read by sequence.
+            if let Ok(message) = stream.get_raw_message(sequence).await {
+                let (subject, headers) = (message.subject.to_string(), message.headers);
+                found.push(Stored { subject, sequence, headers, body: message.payload });
+            }
+        }
+        found
+    }
+}
+
+fn links(seen: &[Stored], prefix: &str) -> Vec<Link> {
+    seen.iter().filter(|s| s.subject.starts_with(prefix)).map(|s| Link { event: event_of(s), stored: s.clone() }).collect()
+}
+
+/// A chain in one line, for failures.
+pub fn story(chain: &[Link]) -> String {
+    if chain.is_empty() {
+        return "(empty)".into();
+    }
+    let one = |l: &Link| {
+        let reason = l.event.reason.map_or_else(String::new, |r| format!(" {r} {:?} {:?}", l.event.exit_code, l.event.error));
+        format!("{}:{} a{} by {}{reason}", l.event.seq, l.event.event, l.event.task.attempt, l.event.worker.worker_id)
+    };
+    chain.iter().map(one).collect::<Vec<_>>().join(" → ")
+}
