@@ -39,7 +39,7 @@ fn nats_server(dir: &std::path::Path, port: u16, sync: &str) -> Child {
     let binary = std::env::var("WINDLASS_TEST_NATS_SERVER").unwrap_or_else(|_| "nats-server".to_owned());
     let file = dir.join("nats.conf");
     let store = dir.join("js");
-    let text = format!("host: 127.0.0.1\nport: {port}\njetstream {{ store_dir: \"{}\" {sync} }}\n", store.display());
+    let text = format!("host: 127.0.0.1\nport: {port}\njetstream {{\n  store_dir: \"{}\"\n  {sync}\n}}\n", store.display());
     std::fs::write(&file, text).unwrap();
     Command::new(binary).arg("-c").arg(file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("nats-server starts")
 }

@@ -21,7 +21,7 @@ async fn supervisor() -> Supervisor {
 fn program(name: String, argv: &[&str]) -> Program {
     Program {
         cgroup: name,
-        limits: Limits { cpus: 0.1, memory_bytes: 64 << 20, pids: 512, timeout_ms: 0, io: None, enforced: true },
+        limits: Limits { cpus: 0.1, memory_bytes: 256 << 20, pids: 512, timeout_ms: 0, io: None, enforced: true },
         argv: argv.iter().map(|a| (*a).to_owned()).collect(),
         env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
         cwd: "/".to_owned(),

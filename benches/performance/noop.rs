@@ -28,7 +28,7 @@ pub async fn rates() {
 async fn rate(sync: &'static str) -> f64 {
     let slots = SLOTS.to_string();
     let mut bed = Bed::new(sync, &[("CAPACITY__SLOTS", &slots)]).await;
-    let execution = json!({"runtime": "native", "command": ["/bin/true"], "resources": {"cpus": 0.1, "memory": "64MiB", "pids": 512}});
+    let execution = json!({"runtime": "native", "command": ["/bin/true"], "resources": {"cpus": 1.0, "memory": "256MiB", "pids": 512}});
     let one = |n: usize| {
         let (bed, execution) = (&bed, execution.clone());
         async move { bed.submit(&format!("noop-{n}"), execution).await }

@@ -137,6 +137,7 @@ impl Site {
 
     /// SIGKILL to the whole tree. To be repeated until the group can be removed, where the kernel has no `cgroup.kill`.
     pub fn kill(&self, group: &Group) {
+        self.lift_cpu_limit(group);
         let mut dirs = self.each(group);
         let Some((first, dir)) = dirs.next() else { return };
         if first.v2 && files::write(dir, "cgroup.kill", "1").is_ok() {
@@ -144,6 +145,15 @@ impl Site {
         }
         for (_, dir) in self.each(group) {
             sweep::kill_below(dir);
+        }
+    }
+
+    /// Dying takes CPU time, too: 200 processes under a limit of a tenth of a CPU took 200 ms to be gone, without it 10 ms.
+    fn lift_cpu_limit(&self, group: &Group) {
+        for (hierarchy, dir) in self.each(group).filter(|(h, _)| h.carries.contains(&layout::Controller::Cpu)) {
+            let (file, unlimited) = if hierarchy.v2 { ("cpu.max", "max") } else { ("cpu.cfs_quota_us", "-1") };
+            // It only makes the end slower when this fails.
+            let _ = files::write(dir, file, unlimited);
         }
     }
 
