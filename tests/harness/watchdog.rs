@@ -42,6 +42,7 @@ pub fn watchdog() -> &'static Watchdog {
 }
 
 impl Watchdog {
+    #[expect(clippy::zombie_processes, reason = "it outlives this process by design")]
     fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("windlass-test-").tempdir().expect("a temporary directory").keep();
         let mark = dir.file_name().expect("a name").to_string_lossy().into_owned();
