@@ -11,7 +11,7 @@ fn main() -> ExitCode {
     let Cli { global, verb } = cli::parse();
     match verb {
         // Without a runtime: it has one thread, and forks.
-        Verb::Supervisor => supervisor::main(),
+        Verb::Supervisor { arguments } => supervisor::main(&arguments),
         Verb::Worker(args) => on_runtime(run_worker(global, args)),
         Verb::Operate(operation) => on_runtime(async { cli::operate(global, operation).await.into() }),
         Verb::Dev(args) => on_runtime(async move { windlass::dev::run(&global, &args).await.into() }),

@@ -86,6 +86,9 @@ pub enum WorkerError {
     /// This machine.
     #[error(transparent)]
     Instance(#[from] InstanceError),
+    /// This program's own file, which the supervisor is started from.
+    #[error("cannot find this program's own file: {0}")]
+    Executable(std::io::Error),
     /// The supervisor, and with it the limits.
     #[error(transparent)]
     Supervisor(#[from] StartError),
@@ -118,9 +121,8 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
             return Err(WorkerError::NeverFits(name.to_string()));
         }
     }
-    let supervisor = Supervisor::start(&config.cgroup, &instance.info.instance).await?;
-    let enforced = supervisor.enforced();
-    tracing::info!(limits = supervisor.description(), enforced, "supervisor ready");
+    let supervisor = start_supervisor(&config, &instance.info.instance).await?;
+    let enforced = supervisor.capabilities().enforced;
     let mut stopping = stop.clone();
     let name = format!("windlass worker {}", instance.info.worker_id);
     let bus = tokio::select! {
@@ -138,8 +140,20 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     tracing::info!(worker_id = %shared.instance.info.worker_id, instance = shared.instance.info.instance, slots = shared.capacity.slots(), "ready");
     let end = Dispatcher::new(Arc::clone(&shared)).run().await;
     background.shutdown().await;
+    shared.supervisor.shutdown().await;
     shared.bus.close().await;
     end
+}
+
+async fn start_supervisor(config: &Config, instance: &str) -> Result<Supervisor, WorkerError> {
+    let exe = std::env::current_exe().map_err(WorkerError::Executable)?;
+    let supervisor = Supervisor::start(&exe, &config.cgroup, instance).await?;
+    let capabilities = supervisor.capabilities();
+    tracing::info!(limits = capabilities.description, enforced = capabilities.enforced, "supervisor ready");
+    for (instance, gone) in &capabilities.swept {
+        tracing::warn!(instance, gone, "found cgroups of a dead instance");
+    }
+    Ok(supervisor)
 }
 
 /// Checks the streams; waits where the server only needs time.

@@ -34,6 +34,8 @@ mod invariants;
 mod limits;
 #[path = "integration/many_workers.rs"]
 mod many_workers;
+#[path = "integration/native.rs"]
+mod native;
 #[path = "integration/output.rs"]
 mod output;
 #[path = "integration/python.rs"]

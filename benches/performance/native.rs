@@ -6,8 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
-use windlass::execute::native::Supervisor;
-use windlass::supervisor::protocol::SpawnRequest;
+use windlass::execute::native::{Program, Supervisor};
 use windlass::task::Limits;
 
 use super::bed::WINDLASS;
@@ -16,18 +15,17 @@ use super::report;
 async fn supervisor() -> Supervisor {
     let config = windlass::config::load(None, []).unwrap().cgroup;
     let instance = uuid::Uuid::now_v7().simple().to_string();
-    Supervisor::start_from(Path::new(WINDLASS), &config, &instance).await.expect("cgroups can be used")
+    Supervisor::start(Path::new(WINDLASS), &config, &instance).await.expect("cgroups can be used")
 }
 
-fn request(name: String, argv: &[&str]) -> SpawnRequest {
-    SpawnRequest {
-        id: 0,
+fn program(name: String, argv: &[&str]) -> Program {
+    Program {
         cgroup: name,
         limits: Limits { cpus: 0.1, memory_bytes: 64 << 20, pids: 512, timeout_ms: 0, io: None, enforced: true },
         argv: argv.iter().map(|a| (*a).to_owned()).collect(),
         env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
         cwd: "/".to_owned(),
-        lease_ms: None,
+        lease: None,
     }
 }
 
@@ -42,7 +40,7 @@ pub async fn floor(tasks: usize, slots: usize) -> f64 {
     let one = |n: usize| {
         let supervisor = supervisor.clone();
         async move {
-            let mut process = supervisor.spawn(request(format!("floor.{n}"), &["/bin/true"]), null(), null(), null()).await.unwrap();
+            let mut process = supervisor.spawn(program(format!("floor.{n}"), &["/bin/true"]), null(), null(), null()).await.unwrap();
             process.wait().await.unwrap();
         }
     };
@@ -59,8 +57,8 @@ pub async fn kill_200() {
     for n in 0..5 {
         let (read, write) = std::io::pipe().unwrap();
         let script = "for i in $(seq 200); do setsid sleep 1000 & done; echo ready; wait";
-        let request = request(format!("kill.{n}"), &["bash", "-c", script]);
-        let mut process = supervisor.spawn(request, null(), write.into(), null()).await.unwrap();
+        let program = program(format!("kill.{n}"), &["bash", "-c", script]);
+        let mut process = supervisor.spawn(program, null(), write.into(), null()).await.unwrap();
         let ready = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
             BufReader::new(read).read_line(&mut line).map(|_| line)

@@ -54,7 +54,10 @@ pub enum Verb {
     Operate(Operation),
     /// The process that starts, limits and kills a worker's tasks
     #[command(hide = true)]
-    Supervisor,
+    Supervisor {
+        /// What it has to know, as JSON.
+        arguments: String,
+    },
     /// Becomes a program that dies with its parent
     #[command(hide = true)]
     Guard(GuardArgs),

@@ -1,12 +1,232 @@
-//! Native tasks: the worker's side of the supervisor.
+//! Programs on this machine, through the supervisor process.
 //!
-//! [`Supervisor::start`] makes the process; [`Supervisor::spawn`] gives it a program and three descriptors; [`Process`] is
-//! the handle. Dropping a handle kills the task. When the supervisor is gone, so are its tasks: everything that waits for
-//! it hears [`SupervisorLost`].
+//! [`Supervisor`] is the worker's end of the socket: a cheap handle that starts processes. A [`Process`] is one of
+//! them and dies with its handle: dropping it without having seen the end kills the tree. When the supervisor dies,
+//! every pending answer becomes [`SupervisorLost`], but not before the trees that it left are killed and removed here.
+//!
+//! ```text
+//! Supervisor::spawn ─▶ outbox ─▶ writer task ─▶ socket ─▶ supervisor
+//! Process::wait ◀─ pending table ◀─ reader task ◀─ socket ◀─┘
+//! ```
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use crate::config;
+use crate::supervisor::protocol::{ExitReport, Request, SpawnError, SpawnRequest};
+use crate::task::limits::Limits;
 
 pub mod cgroup;
 mod link;
 mod verdict;
 
-pub use link::{Process, SpawnFailure, StartError, Supervisor, SupervisorLost};
-pub use verdict::{reason_of_refusal, verdict};
+pub use verdict::{explain_refusal, reason_of_exit};
+
+use link::{Answers, Link};
+
+/// Why there is no supervisor.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The process could not be started.
+    #[error("cannot start the supervisor {program}")]
+    Start {
+        /// Our own executable.
+        program: PathBuf,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// It ended, or was silent, before it said what it can do.
+    #[error("the supervisor did not become ready within {} s", READY_WITHIN.as_secs())]
+    Silent,
+    /// It spoke nonsense or its socket failed.
+    #[error("the supervisor's socket failed")]
+    Socket(#[source] io::Error),
+    /// This machine cannot enforce limits, and running without was not allowed. The text says what to grant.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// Sweeping what dead instances left may take two seconds for each hierarchy.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// The supervisor is gone, and with it every task it ran. The worker must end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the supervisor process is gone; its tasks were killed")]
+pub struct SupervisorLost;
+
+/// Why a program does not run.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SpawnFailure {
+    /// It never ran; nothing is left of it.
+    #[error(transparent)]
+    Refused(#[from] SpawnError),
+    /// See [`SupervisorLost`].
+    #[error("the supervisor process is gone")]
+    SupervisorLost,
+}
+
+/// What to run: a [`SpawnRequest`] without its number.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Program {
+    /// Name of the cgroup directory, unique among the running: `<task_id>.<attempt>`.
+    pub cgroup: String,
+    /// Limits to enforce.
+    pub limits: Limits,
+    /// Argument vector, not empty.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Working directory, absolute.
+    pub cwd: String,
+    /// The supervisor kills the tree when it is not renewed within this time. `None`: no lease.
+    pub lease: Option<Duration>,
+}
+
+/// What this machine can enforce, as the supervisor found it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Capabilities {
+    /// CPU, memory and process limits are enforced.
+    pub enforced: bool,
+    /// One line for the log.
+    pub description: String,
+    /// Leftovers of dead instances that were found, and whether they are gone.
+    pub swept: Vec<(String, bool)>,
+}
+
+/// Handle of the supervisor process. When the last clone and the last [`Process`] are dropped, the supervisor
+/// kills what still runs and ends.
+#[derive(Debug, Clone)]
+pub struct Supervisor {
+    link: Arc<Link>,
+    capabilities: Arc<Capabilities>,
+}
+
+impl Supervisor {
+    /// Starts `exe supervisor …` and waits until it is ready. `instance` names the directory of this instance's
+    /// cgroups and must be unlike that of any other.
+    ///
+    /// # Errors
+    /// See [`StartError`]; `Unfit` is for the operator.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with I/O enabled.
+    pub async fn start(exe: &Path, cgroup: &config::Cgroup, instance: &str) -> Result<Self, StartError> {
+        let (link, capabilities) =
+            tokio::time::timeout(READY_WITHIN, link::start(exe, cgroup, instance)).await.map_err(|_| StartError::Silent)??;
+        Ok(Self { link, capabilities: Arc::new(capabilities) })
+    }
+
+    /// What it can do here.
+    #[must_use]
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Runs a program with these descriptors as its standard streams; they are closed here.
+    ///
+    /// Cancel safe: a program whose start nobody waits for any more is killed.
+    ///
+    /// # Errors
+    /// `Refused` says why it never ran.
+    pub async fn spawn(&self, program: Program, stdin: OwnedFd, stdout: OwnedFd, stderr: OwnedFd) -> Result<Process, SpawnFailure> {
+        let Answers { id, started, exited } = self.link.register().ok_or(SpawnFailure::SupervisorLost)?;
+        // From here on the guard kills what was started, should this future be dropped.
+        let mut process = Process { pid: 0, id, link: self.link.clone(), exited: Some(exited) };
+        let Program { cgroup, limits, argv, env, cwd, lease } = program;
+        let name = argv.first().cloned().unwrap_or_default();
+        let lease_ms = lease.map(millis);
+        let request = Request::Spawn(Box::new(SpawnRequest { id, cgroup, limits, argv, env, cwd, lease_ms }));
+        if let Err(e) = self.link.send(&request, vec![stdin, stdout, stderr]) {
+            process.exited = None;
+            self.link.forget(id);
+            return Err(SpawnError::Other { program: name, step: "request".to_owned(), error: e.to_string() }.into());
+        }
+        match started.await {
+            Ok(Ok(pid)) => {
+                process.pid = pid;
+                Ok(process)
+            }
+            Ok(Err(error)) => {
+                process.exited = None;
+                Err(error.into())
+            }
+            Err(_) => {
+                process.exited = None;
+                Err(SpawnFailure::SupervisorLost)
+            }
+        }
+    }
+
+    /// Completes when the supervisor is gone and what it left was killed and removed.
+    pub async fn supervisor_lost(&self) {
+        self.link.lost().await;
+    }
+
+    /// Ends the supervisor and with it every task, and waits until nothing is left of them.
+    pub async fn shutdown(&self) {
+        self.link.close();
+        self.link.lost().await;
+    }
+}
+
+/// Whole milliseconds, rounded up so that something is never nothing.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// A running program. Dropped before its end was seen, its tree is killed.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    id: u64,
+    link: Arc<Link>,
+    exited: Option<oneshot::Receiver<ExitReport>>,
+}
+
+impl Process {
+    /// Process id of the leader.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// SIGTERM to every process of the tree, SIGKILL to what is left after `grace`; zero kills at once.
+    /// Returns before that: [`Process::wait`] tells the end.
+    pub fn stop(&self, grace: Duration) {
+        self.tell(&Request::Stop { id: self.id, grace_ms: millis(grace) });
+    }
+
+    /// The lease was renewed: the supervisor lets it run for another `lease` from when this arrives there.
+    pub fn renew(&self, lease: Duration) {
+        self.tell(&Request::Renew { id: self.id, lease_ms: millis(lease) });
+    }
+
+    fn tell(&self, request: &Request) {
+        // It can fail only when the supervisor is gone (wait() says so) or without memory for a few bytes.
+        let _ = self.link.send(request, Vec::new());
+    }
+
+    /// The end of the whole tree. Cancel safe.
+    ///
+    /// # Errors
+    /// When the supervisor is gone, and on every call after the first that returned.
+    pub async fn wait(&mut self) -> Result<ExitReport, SupervisorLost> {
+        let Some(exited) = &mut self.exited else { return Err(SupervisorLost) };
+        let report = exited.await.map_err(|_| SupervisorLost);
+        self.exited = None;
+        report
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.exited.is_some() {
+            self.stop(Duration::ZERO);
+        }
+    }
+}

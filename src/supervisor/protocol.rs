@@ -3,6 +3,8 @@
 //! A spawn request carries three descriptors (stdin, stdout, stderr of the task) as `SCM_RIGHTS`, and a
 //! fourth (a sealed memfd with the frame) when the frame is larger than [`INLINE_LIMIT`].
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 
 use crate::task::limits::{Limits, Usage};
@@ -13,13 +15,6 @@ pub const INLINE_LIMIT: usize = 64 * 1024;
 /// Worker to supervisor.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub enum Request {
-    /// First of all: how to work.
-    Start {
-        /// Where cgroups are made, and whether to go without.
-        cgroup: crate::config::Cgroup,
-        /// Name of the worker's instance: 32 hexadecimal digits.
-        instance: String,
-    },
     /// Make the cgroup, set and read back its limits, start the program in it.
     Spawn(Box<SpawnRequest>),
     /// SIGTERM to every process of the task, SIGKILL to the whole tree after `grace_ms`.
@@ -62,10 +57,14 @@ pub struct SpawnRequest {
 pub enum Reply {
     /// The supervisor is up, first message of all.
     Ready {
-        /// Whether limits are enforced.
+        /// CPU, memory and process limits are enforced; becomes `run.limits.enforced`.
         enforced: bool,
-        /// What it found, for the worker's log.
+        /// What it found, for the worker's log, e.g. `hybrid: v1 cpu,memory,pids + cgroup2 for tracking`.
         cgroups: String,
+        /// Cgroup directories of this instance, for the worker's sweep should the supervisor die.
+        directories: Vec<PathBuf>,
+        /// Instances of dead workers that were found, and whether nothing is left of them.
+        swept: Vec<(String, bool)>,
     },
     /// The supervisor cannot work here and ends; says what to grant.
     Unfit {

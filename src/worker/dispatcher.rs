@@ -69,7 +69,7 @@ impl Dispatcher {
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|s| *s >= Stop::Drain) => break,
-                () = shared.supervisor.lost() => return self.supervisor_lost().await,
+                () = shared.supervisor.supervisor_lost() => return self.supervisor_lost().await,
                 Some((id, pulled)) = self.pulled.recv() => self.on_pulled(id, pulled),
                 Some(ended) = self.attempts.join_next(), if !self.attempts.is_empty() => note_panic(ended),
                 Some(queue) = self.queues.join_next() => {
@@ -168,7 +168,7 @@ impl Dispatcher {
                     None => queues_open = false,
                 },
                 Some(ended) = attempts.join_next(), if !attempts.is_empty() => note_panic(ended),
-                () = shared.supervisor.lost() => break,
+                () = shared.supervisor.supervisor_lost() => break,
                 () = overdue(shared.stop.clone()) => {
                     tracing::warn!(left = attempts.len(), "not everything could be given back in time");
                     break;

@@ -11,15 +11,16 @@ use super::Shared;
 use super::progress::ProgressFile;
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
-use crate::execute::native::{self, Process, SpawnFailure};
+use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
 use crate::plan::Plan;
 use crate::prepare::{self, Facts, Launch, Workspace};
 use crate::report::{AllChunksConfirmed, Fault, LocalLogs, Recorded, Recorder, RecorderConfig, ReportError};
-use crate::supervisor::protocol::{ExitReport, ExitStatus, SpawnRequest};
+use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::event::{Event, EventKind, Manifest, Progress, RunInfo, TaskResult};
+use crate::task::limits::Usage;
 use crate::task::stage::{Stage, StageEntry};
-use crate::task::{Reason, Time, limits::Usage};
+use crate::task::{ByteSize, Reason, Time};
 
 /// Longest wait for output that a process outside the task's tree still holds open.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -238,18 +239,17 @@ impl Run<'_> {
         let recorder = Recorder::start(self.recorder_config(), Arc::clone(&self.shared.sink), out_read.into(), err_read.into())
             .map_err(|e| unprepared(self, format!("cannot record output: {e}")))?;
         let lease = self.signals.lease.borrow().saturating_duration_since(Instant::now());
-        let request = SpawnRequest {
-            id: 0,
+        let program = Program {
             cgroup: self.name(),
             limits: self.plan.limits.clone(),
             argv: launch.argv,
             env: launch.env,
             cwd: launch.cwd,
-            lease_ms: self.shared.leased().then(|| u64::try_from(lease.as_millis()).unwrap_or(u64::MAX)),
+            lease: self.shared.leased().then_some(lease),
         };
         let stdio: [OwnedFd; 3] = [launch.stdin, out_write.into(), err_write.into()];
         let [stdin, stdout, stderr] = stdio;
-        match self.shared.supervisor.spawn(request, stdin, stdout, stderr).await {
+        match self.shared.supervisor.spawn(program, stdin, stdout, stderr).await {
             Ok(process) => {
                 self.run.prepare_ms = Some(millis(self.claimed.elapsed()));
                 self.run.started_at = Some(Time::now());
@@ -259,9 +259,9 @@ impl Run<'_> {
             }
             Err(SpawnFailure::Refused(error)) => {
                 recorder.abandon().await;
-                let (reason, hint) = native::reason_of_refusal(&error);
+                let (reason, hint) = native::explain_refusal(&error);
                 let account = Account::failed(reason, error.to_string(), "prepare", self.run.clone(), std::mem::take(&mut self.stages));
-                Err(Box::new(Ended::Said(Box::new(Account { hint: Some(hint.to_owned()), ..account }))))
+                Err(Box::new(Ended::Said(Box::new(Account { hint: Some(hint), ..account }))))
             }
             Err(SpawnFailure::SupervisorLost) => {
                 recorder.abandon().await;
@@ -428,8 +428,23 @@ fn verdict(stopped: Option<Stopped>, report: &ExitReport, plan: &Plan) -> (Reaso
             let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
             (Reason::Canceled, Some(format!("canceled while running{why}")), None)
         }
-        Some(Stopped::Output | Stopped::Leaving | Stopped::Lost) | None => native::verdict(report, &plan.limits),
+        Some(Stopped::Output | Stopped::Leaving | Stopped::Lost) | None => by_itself(report, plan),
     }
+}
+
+/// A program that ended by itself or by the kernel.
+fn by_itself(report: &ExitReport, plan: &Plan) -> (Reason, Option<String>, Option<String>) {
+    let reason = native::reason_of_exit(report);
+    let (error, hint) = match (reason, report.status) {
+        (Reason::Ok, _) => return (reason, None, None),
+        (Reason::OomKilled, _) => (
+            format!("killed by the kernel at its memory limit of {}", ByteSize(plan.limits.memory_bytes)),
+            "raise execution.resources.memory, or make the task use less",
+        ),
+        (_, ExitStatus::Code(code)) => (format!("exit status {code}"), "see stderr_tail and the log"),
+        (_, ExitStatus::Signal(signal)) => (format!("ended by signal {signal}"), "see stderr_tail and the log"),
+    };
+    (reason, Some(error), Some(hint.to_owned()))
 }
 
 /// Resolves when the task is lost. Cancel safe.

@@ -1,74 +1,193 @@
-//! Cgroups of tasks: made, limited, read back, killed, read, removed. The only place that names `cgroups_rs`.
+//! The cgroups of an instance and of its tasks: made, limited, entered, counted, killed, removed.
 //!
-//! ```text
-//! <mount>/[<controller>/]<parent>/<instance>/<task_id>.<attempt>
-//! ```
-//! Three layouts are served by the same code. *v2*: one hierarchy with everything. *v1*: one per controller. *Hybrid*: v1
-//! controllers, and a cgroup2 mount without controllers, which still can start a process inside a group, tell when a group
-//! is empty, and kill it whole. So a [`Group`] is a list of limited directories and, where there is one, a tracking
-//! directory; in v2 they are the same.
-//!
-//! `cgroups_rs` sets the limits, by its direct setters: its `apply()` answers Ok when a limit was not set. Every limit is
-//! read back here.
+//! One [`Site`] per supervisor, one [`Group`] per task. Both work on every layout alike: a task has one directory
+//! in each hierarchy; the cgroup2 one, where mounted, comes first and is the one to start into, to kill by and to wait for.
+//! What must not happen here: a limit that is assumed, and a path outside `<parent>/<instance>`.
 
-mod group;
-mod layout;
-mod limit;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 
-pub use group::{Group, Reading};
-pub use layout::{Instance, Layout, LayoutError};
+use rustix::fs::{AtFlags, Mode};
+use rustix::io::Errno;
+use rustix::process::Signal;
 
-/// The controllers that carry the promised limits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Controller {
-    /// Time.
-    Cpu,
-    /// Memory and swap.
-    Memory,
-    /// Processes.
-    Pids,
-    /// Block I/O, only where it is asked for.
-    Io,
+use crate::supervisor::protocol::SpawnError;
+use crate::task::limits::{Limits, Usage};
+
+mod files;
+pub mod layout;
+mod limits;
+mod site;
+mod sweep;
+mod usage;
+
+pub use site::{Site, Unfit, Wish};
+pub use sweep::{remove_instances, signal};
+
+/// A task's cgroup: its directory in every hierarchy of the site, in the same order. `None`: already removed.
+#[derive(Debug)]
+pub struct Group {
+    name: String,
+    dirs: Vec<Option<OwnedFd>>,
 }
 
-impl Controller {
-    /// Those without which a worker does not start.
-    pub const REQUIRED: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
+/// How a child gets into a [`Group`].
+#[derive(Debug)]
+pub struct Entrance {
+    /// Directory for `CLONE_INTO_CGROUP`.
+    pub clone_into: Option<RawFd>,
+    /// Version 1 `tasks` files; the child writes `0` to each. `cgroup.procs` would wait for an RCU grace period (9 ms).
+    pub tasks: Vec<OwnedFd>,
+}
 
-    fn name_v1(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Memory => "memory",
-            Self::Pids => "pids",
-            Self::Io => "blkio",
+impl Site {
+    /// Makes the directories of a task. On failure none is left.
+    ///
+    /// A hierarchy that carries nothing but I/O is entered only `with_io`: every one costs a directory and a migration.
+    ///
+    /// # Errors
+    /// The directory that could not be made.
+    pub fn create(&self, name: &str, with_io: bool) -> Result<Group, SpawnError> {
+        let mut group = Group { name: name.to_owned(), dirs: Vec::with_capacity(self.hierarchies.len()) };
+        for hierarchy in &self.hierarchies {
+            if !with_io && hierarchy.carries == [layout::Controller::Io] && !hierarchy.v2 {
+                group.dirs.push(None);
+                continue;
+            }
+            let made = rustix::fs::mkdirat(&hierarchy.dir, name, Mode::from_raw_mode(0o755)).map_err(io::Error::from);
+            let opened = made.and_then(|()| files::open_dir_at(&hierarchy.dir, name));
+            match opened {
+                Ok(dir) => group.dirs.push(Some(dir)),
+                Err(error) => {
+                    let _ = self.remove(&mut group);
+                    return Err(SpawnError::Cgroup { path: hierarchy.path.join(name).display().to_string(), error: error.to_string() });
+                }
+            }
+        }
+        Ok(group)
+    }
+
+    /// Sets all limits and reads each back.
+    ///
+    /// # Errors
+    /// Names the limit that could not be set. Limits that this site cannot enforce are an error, never ignored.
+    pub fn limit(&self, group: &Group, limits: &Limits, directory: &Path) -> Result<(), SpawnError> {
+        if !limits.enforced {
+            return Ok(());
+        }
+        if !self.enforced {
+            return Err(SpawnError::Limit { limit: "all".to_owned(), error: format!("not enforceable here ({})", self.description) });
+        }
+        let io_device = match &limits.io {
+            Some(_) if !self.hierarchies.iter().any(|h| h.carries.contains(&layout::Controller::Io)) => {
+                return Err(SpawnError::Limit { limit: "io".to_owned(), error: "the io controller is not available".to_owned() });
+            }
+            Some(_) => Some(limits::device_of(directory)?),
+            None => None,
+        };
+        for (hierarchy, dir) in self.each(group) {
+            let path = hierarchy.path.join(&group.name);
+            let target = limits::Target { dir, path, v2: hierarchy.v2, carries: &hierarchy.carries, page_bytes: self.page_bytes };
+            limits::set(&target, limits, io_device)?;
+        }
+        Ok(())
+    }
+
+    /// Opens what a child needs to enter. Without `clone_into` (an old kernel) the child writes cgroup2's `cgroup.procs`, too.
+    ///
+    /// # Errors
+    /// A file that cannot be opened.
+    pub fn entrance(&self, group: &Group, clone_into: bool) -> Result<Entrance, SpawnError> {
+        let mut entrance = Entrance { clone_into: None, tasks: Vec::with_capacity(self.hierarchies.len()) };
+        for (hierarchy, dir) in self.each(group) {
+            let file = match (hierarchy.v2, clone_into) {
+                (true, true) => {
+                    entrance.clone_into = Some(dir.as_raw_fd());
+                    continue;
+                }
+                (true, false) => "cgroup.procs",
+                (false, _) => "tasks",
+            };
+            let opened = files::open_write(dir, file);
+            entrance.tasks.push(opened.map_err(|e| SpawnError::Cgroup {
+                path: hierarchy.path.join(&group.name).join(file).display().to_string(),
+                error: e.to_string(),
+            })?);
+        }
+        Ok(entrance)
+    }
+
+    fn each<'a>(&'a self, group: &'a Group) -> impl Iterator<Item = (&'a site::Hierarchy, BorrowedFd<'a>)> {
+        self.hierarchies.iter().zip(&group.dirs).filter_map(|(h, d)| Some((h, d.as_ref()?.as_fd())))
+    }
+
+    /// Processes of the task that are alive. Zombies are not counted.
+    #[must_use]
+    pub fn pids(&self, group: &Group) -> Vec<u32> {
+        self.each(group).next().map(|(_, dir)| files::pids(dir, "cgroup.procs").unwrap_or_default()).unwrap_or_default()
+    }
+
+    /// Sends a signal to every process of the task, once.
+    pub fn signal(&self, group: &Group, what: Signal) {
+        for pid in self.pids(group) {
+            sweep::signal(pid, what);
         }
     }
 
-    fn name_v2(self) -> &'static str {
-        match self {
-            Self::Cpu => "cpu",
-            Self::Memory => "memory",
-            Self::Pids => "pids",
-            Self::Io => "io",
+    /// SIGKILL to the whole tree. To be repeated until the group can be removed, where the kernel has no `cgroup.kill`.
+    pub fn kill(&self, group: &Group) {
+        let mut dirs = self.each(group);
+        let Some((first, dir)) = dirs.next() else { return };
+        if first.v2 && files::write(dir, "cgroup.kill", "1").is_ok() {
+            return;
+        }
+        for (_, dir) in self.each(group) {
+            sweep::kill_below(dir);
         }
     }
-}
 
-/// Reads a small control file.
-fn read(path: &std::path::Path) -> std::io::Result<String> {
-    use std::io::Read as _;
-    let mut text = String::with_capacity(512);
-    std::fs::File::open(path)?.read_to_string(&mut text)?;
-    Ok(text)
-}
+    /// What the task used so far.
+    #[must_use]
+    pub fn usage(&self, group: &Group) -> Usage {
+        let mut usage = Usage::default();
+        for (hierarchy, dir) in self.each(group) {
+            usage::read(dir, hierarchy.v2, &hierarchy.carries, &mut usage);
+        }
+        usage
+    }
 
-/// Writes a control file in one write, as the kernel wants it.
-fn write(path: &std::path::Path, text: &str) -> std::io::Result<()> {
-    use std::io::Write as _;
-    std::fs::OpenOptions::new().write(true).open(path)?.write_all(text.as_bytes())
-}
+    /// Removes the task's directories, as far as they are empty. `Ok(false)`: somebody is still in there.
+    ///
+    /// # Errors
+    /// Anything but a cgroup in use.
+    pub fn remove(&self, group: &mut Group) -> io::Result<bool> {
+        for (hierarchy, slot) in self.hierarchies.iter().zip(&mut group.dirs) {
+            let Some(dir) = slot else { continue };
+            match rustix::fs::unlinkat(&hierarchy.dir, group.name.as_str(), AtFlags::REMOVEDIR) {
+                Ok(()) | Err(Errno::NOENT) => *slot = None,
+                // In use by processes, or by directories that a task with the right to do so made below its own.
+                Err(Errno::BUSY | Errno::NOTEMPTY) => {
+                    let below = files::children(dir.as_fd())?;
+                    if below.is_empty() || sweep::remove_below(dir.as_fd()).is_err() {
+                        return Ok(false);
+                    }
+                    match rustix::fs::unlinkat(&hierarchy.dir, group.name.as_str(), AtFlags::REMOVEDIR) {
+                        Ok(()) | Err(Errno::NOENT) => *slot = None,
+                        Err(_) => return Ok(false),
+                    }
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(true)
+    }
 
-/// The value of `key` in a file of `key value` lines.
-fn field(text: &str, key: &str) -> Option<u64> {
-    text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix([' ', ':'])?.trim().parse().ok())
+    /// Removes the instance's own directories and everything below them that is empty by now; kills what is not.
+    ///
+    /// # Errors
+    /// The directory that could not be removed within two seconds.
+    pub fn close(self) -> Result<(), (std::path::PathBuf, io::Error)> {
+        sweep::remove_instances(&self.directories())
+    }
 }

@@ -1,328 +1,205 @@
-//! Which cgroup file systems this machine has, and the directories of one worker instance in them.
+//! Which cgroup hierarchies this machine has and where in each we may work. Pure: text in, plan out.
+//!
+//! A hierarchy is one mount: the cgroup2 one (on a hybrid machine it carries no controller and still can
+//! start into, track and kill), and every version 1 mount that carries a controller which we need.
 
-use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
-
-use super::{Controller, Group, read, write};
-use crate::config;
-
-/// Longest wait for killed processes of a dead instance to be gone.
-const PATIENCE: Duration = Duration::from_secs(5);
-
-/// One hierarchy below which groups are made.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Hierarchy {
-    /// `<mount>/[<controller>/]<parent>`
-    pub(super) parent: PathBuf,
-    /// Controllers that limit there.
-    pub(super) controllers: Vec<Controller>,
-    /// Whether it is cgroup2.
-    pub(super) v2: bool,
+/// What a hierarchy can do for a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Controller {
+    /// CPU bandwidth.
+    Cpu,
+    /// CPU time, on version 1 only.
+    Cpuacct,
+    /// Memory and swap.
+    Memory,
+    /// Number of processes.
+    Pids,
+    /// Block I/O (`blkio` on version 1).
+    Io,
 }
 
-/// The hierarchies of this machine, the tracking one first where there is one.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
-    pub(super) hierarchies: Vec<Hierarchy>,
-}
+impl Controller {
+    const ALL: [Self; 5] = [Self::Cpu, Self::Cpuacct, Self::Memory, Self::Pids, Self::Io];
+    /// Without these three there are no limits.
+    pub const REQUIRED: [Self; 3] = [Self::Cpu, Self::Memory, Self::Pids];
 
-/// Why tasks cannot be limited here.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("cannot limit tasks: {why}; {mend}, or run with --allow-unlimited, which every event then says")]
-pub struct LayoutError {
-    why: String,
-    mend: &'static str,
-}
-
-const GRANT: &str = "run as root, or under systemd with Delegate=cpu memory pids io";
-
-fn unfit(why: impl Into<String>) -> LayoutError {
-    LayoutError { why: why.into(), mend: GRANT }
-}
-
-/// A cgroup mount of `/proc/self/mountinfo`.
-#[derive(Debug, PartialEq, Eq)]
-struct Mount {
-    point: PathBuf,
-    v2: bool,
-    options: Vec<String>,
-}
-
-fn mounts(mountinfo: &str, below: &Path) -> Vec<Mount> {
-    mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (left, right) = line.split_once(" - ")?;
-            let point = PathBuf::from(left.split(' ').nth(4)?.replace("\\040", " "));
-            let mut right = right.split(' ');
-            let (kind, options) = (right.next()?, right.nth(1)?);
-            let v2 = match kind {
-                "cgroup2" => true,
-                "cgroup" => false,
-                _ => return None,
-            };
-            point.starts_with(below).then(|| Mount { point, v2, options: options.split(',').map(str::to_owned).collect() })
-        })
-        .collect()
-}
-
-/// The path of this process in the cgroup2 hierarchy.
-fn own_v2(proc_cgroup: &str) -> Option<&str> {
-    proc_cgroup.lines().find_map(|line| line.strip_prefix("0::/"))
-}
-
-impl Layout {
-    /// Looks at the machine.
-    ///
-    /// # Errors
-    /// When one of the required controllers cannot be had; says what to grant.
-    pub fn detect(config: &config::Cgroup) -> Result<Self, LayoutError> {
-        let mountinfo = read(Path::new("/proc/self/mountinfo")).map_err(|e| unfit(format!("/proc/self/mountinfo: {e}")))?;
-        let own = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
-        let mounts = mounts(&mountinfo, &config.mount);
-        if mounts.is_empty() {
-            return Err(unfit(format!("no cgroup file system is mounted below {}", config.mount.display())));
-        }
-        let mut hierarchies = Vec::new();
-        for mount in &mounts {
-            let parent = parent(config, mount, own_v2(&own).unwrap_or_default());
-            let controllers = if mount.v2 { controllers_v2(mount) } else { controllers_v1(mount) };
-            let hierarchy = Hierarchy { parent: mount.point.join(parent), controllers, v2: mount.v2 };
-            match (mount.v2, hierarchy.controllers.is_empty()) {
-                (true, _) => hierarchies.insert(0, hierarchy),
-                (false, false) => hierarchies.push(hierarchy),
-                (false, true) => {}
-            }
-        }
-        let layout = Self { hierarchies };
-        for required in Controller::REQUIRED {
-            if !layout.has(required) {
-                return Err(unfit(format!("the {} controller is not available below {}", required.name_v2(), config.mount.display())));
-            }
-        }
-        Ok(layout)
-    }
-
-    pub(super) fn has(&self, controller: Controller) -> bool {
-        self.hierarchies.iter().any(|h| h.controllers.contains(&controller))
-    }
-
-    /// One line for people.
+    /// Its name in mount options (version 1) or `cgroup.controllers` (version 2).
     #[must_use]
-    pub fn description(&self) -> String {
-        let v2 = self.hierarchies.iter().find(|h| h.v2);
-        match v2 {
-            Some(h) if !h.controllers.is_empty() && self.hierarchies.len() == 1 => format!("cgroup v2 below {}", h.parent.display()),
-            Some(h) => format!("cgroup v1 controllers, tracked by cgroup2 below {}", h.parent.display()),
-            None => "cgroup v1".to_owned(),
-        }
-    }
-
-    /// Makes and locks the directories of `instance`, after removing those of dead instances.
-    ///
-    /// # Errors
-    /// When they cannot be made; says what to grant.
-    pub fn open(&self, instance: &str) -> Result<Instance, LayoutError> {
-        for hierarchy in &self.hierarchies {
-            prepare(hierarchy)?;
-        }
-        self.sweep(instance);
-        let mut dirs = Vec::new();
-        for hierarchy in &self.hierarchies {
-            let dir = hierarchy.parent.join(instance);
-            std::fs::create_dir_all(&dir).map_err(|e| unfit(format!("cannot make {}: {e}", dir.display())))?;
-            enable(hierarchy, &dir)?;
-            dirs.push((hierarchy.clone(), dir));
-        }
-        let Some((_, first)) = dirs.first() else { return Err(unfit("no hierarchy")) };
-        let lock = lock(first).map_err(|e| unfit(format!("cannot lock {}: {e}", first.display())))?;
-        Ok(Instance { dirs, _lock: lock })
-    }
-
-    /// Kills and removes what dead instances left: those whose lock is free.
-    pub fn sweep(&self, but: &str) {
-        let Some(first) = self.hierarchies.first() else { return };
-        let mut names: Vec<String> =
-            self.hierarchies.iter().flat_map(|h| children(&h.parent)).filter(|n| n != but && is_instance(n)).collect();
-        names.sort();
-        names.dedup();
-        for name in names {
-            // The first hierarchy's directory is made first and removed last: without it the others are remnants.
-            let _lock = match lock(&first.parent.join(&name)) {
-                Ok(lock) => Some(lock),
-                Err(Errno::NOENT) => None,
-                Err(_) => continue,
-            };
-            self.remove_instance(&name);
-        }
-    }
-
-    /// Kills everything of `instance` and removes its directories.
-    pub fn remove_instance(&self, instance: &str) {
-        let dirs: Vec<_> = self.hierarchies.iter().map(|h| (h.clone(), h.parent.join(instance))).collect();
-        let mut tasks: Vec<String> = dirs.iter().flat_map(|(_, dir)| children(dir)).collect();
-        tasks.sort();
-        tasks.dedup();
-        let until = Instant::now() + PATIENCE;
-        for task in &tasks {
-            let mut group = Group::existing(&dirs, task);
-            group.kill();
-            while !group.remove() && Instant::now() < until {
-                group.kill();
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        }
-        for (_, dir) in dirs.iter().rev() {
-            match std::fs::remove_dir(dir) {
-                Ok(()) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => eprintln_once(&format!("cannot remove {}: {error}", dir.display())),
-            }
+    pub fn name(self, v2: bool) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cpuacct => "cpuacct",
+            Self::Memory => "memory",
+            Self::Pids => "pids",
+            Self::Io if v2 => "io",
+            Self::Io => "blkio",
         }
     }
 }
 
-/// The supervisor has no log but standard error.
-fn eprintln_once(line: &str) {
-    use std::io::Write as _;
-    let _ = writeln!(std::io::stderr(), "windlass supervisor: {line}");
+/// One mounted hierarchy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// Which of its cgroups is mounted there.
+    pub root: PathBuf,
+    /// cgroup2.
+    pub v2: bool,
+    /// Controllers, of those we need.
+    pub carries: Vec<Controller>,
 }
 
-fn is_instance(name: &str) -> bool {
-    name.len() == 32 && name.bytes().all(|b| b.is_ascii_hexdigit())
+/// Who we are, as far as it decides where cgroups may be made.
+#[derive(Debug, Clone)]
+pub struct Place<'a> {
+    /// `[cgroup] parent`; empty: decided here.
+    pub parent: &'a str,
+    /// Effective user is root.
+    pub root: bool,
+    /// Text of `/proc/self/cgroup`.
+    pub own: &'a str,
 }
 
-fn children(dir: &Path) -> Vec<String> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return vec![] };
-    entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).filter_map(|e| e.file_name().into_string().ok()).collect()
-}
-
-fn lock(dir: &Path) -> Result<OwnedFd, Errno> {
-    let open = || File::open(dir).map_err(|e| Errno::from_io_error(&e).unwrap_or(Errno::IO));
-    let fd = OwnedFd::from(open()?);
-    flock(fd.as_fd(), FlockOperation::NonBlockingLockExclusive)?;
-    Ok(fd)
-}
-
-fn controllers_v1(mount: &Mount) -> Vec<Controller> {
-    let all = [Controller::Cpu, Controller::Memory, Controller::Pids, Controller::Io];
-    all.into_iter().filter(|c| mount.options.iter().any(|o| o == c.name_v1())).collect()
-}
-
-fn controllers_v2(mount: &Mount) -> Vec<Controller> {
-    let listed = read(&mount.point.join("cgroup.controllers")).unwrap_or_default();
-    let all = [Controller::Cpu, Controller::Memory, Controller::Pids, Controller::Io];
-    all.into_iter().filter(|c| listed.split_whitespace().any(|l| l == c.name_v2())).collect()
-}
-
-/// Directory below the mount that holds instances.
-fn parent(config: &config::Cgroup, mount: &Mount, own: &str) -> String {
-    if !config.parent.is_empty() {
-        return config.parent.trim_matches('/').to_owned();
-    }
-    let delegated = mount.v2 && !own.is_empty() && is_delegated(&mount.point.join(own));
-    if mount.v2 && (delegated || !rustix::process::geteuid().is_root()) { own.to_owned() } else { "windlass".to_owned() }
-}
-
-/// systemd marks what it delegates.
-fn is_delegated(dir: &Path) -> bool {
-    let mut value = [0_u8; 8];
-    ["trusted.delegate", "user.delegate"]
-        .iter()
-        .any(|name| rustix::fs::getxattr(dir, *name, &mut value[..]).is_ok_and(|n| value[..n] == *b"1"))
-}
-
-/// Makes the parent and lets it pass its controllers on.
-fn prepare(hierarchy: &Hierarchy) -> Result<(), LayoutError> {
-    let dir = &hierarchy.parent;
-    if hierarchy.v2
-        && !hierarchy.controllers.is_empty()
-        && let Some(above) = dir.parent()
-        && !dir.exists()
-    {
-        // Our own new directory below one that we may write: the controllers must come down to it.
-        enable(hierarchy, above)?;
-    }
-    std::fs::create_dir_all(dir).map_err(|e| unfit(format!("cannot make {}: {e}", dir.display())))?;
-    if hierarchy.v2 && !hierarchy.controllers.is_empty() {
-        leave(dir)?;
-    }
-    enable(hierarchy, dir)
-}
-
-/// A group that limits its children may hold no process itself: whoever is in it moves to a leaf.
-fn leave(dir: &Path) -> Result<(), LayoutError> {
-    let procs = read(&dir.join("cgroup.procs")).unwrap_or_default();
-    if procs.trim().is_empty() {
-        return Ok(());
-    }
-    let leaf = dir.join("windlass-self");
-    std::fs::create_dir_all(&leaf).map_err(|e| unfit(format!("cannot make {}: {e}", leaf.display())))?;
-    for pid in procs.lines() {
-        if let Err(error) = write(&leaf.join("cgroup.procs"), pid) {
-            // A process may have ended since.
-            if error.raw_os_error() != Some(libc::ESRCH) {
-                return Err(unfit(format!("cannot move process {pid} from {} to a leaf: {error}", dir.display())));
-            }
+/// Mounts of `/proc/self/mountinfo` below `under`, the cgroup2 one first.
+///
+/// `controllers_of_v2` is the text of `cgroup.controllers` in a cgroup2 mount's root.
+#[must_use]
+pub fn mounts(mountinfo: &str, under: &Path, controllers_of_v2: impl Fn(&Path) -> String) -> Vec<Mount> {
+    let mut found: Vec<Mount> = Vec::new();
+    for line in mountinfo.lines() {
+        let Some(mut mount) = parse_line(line) else { continue };
+        if !mount.point.starts_with(under) || found.iter().any(|m| m.point == mount.point) {
+            continue;
+        }
+        if mount.v2 {
+            let listed = controllers_of_v2(&mount.point);
+            mount.carries = named(listed.split_whitespace(), true);
+        }
+        // A named hierarchy (systemd) or one for devices is of no use here; a second cgroup2 mount is the same hierarchy.
+        let useful = if mount.v2 { !found.iter().any(|m| m.v2) } else { !mount.carries.is_empty() };
+        if useful {
+            found.push(mount);
         }
     }
-    Ok(())
+    found.sort_by_key(|m| !m.v2);
+    found
 }
 
-/// Passes the controllers of a v2 directory on to its children. All of them at once: cpu or pids alone would make it threaded.
-fn enable(hierarchy: &Hierarchy, dir: &Path) -> Result<(), LayoutError> {
-    if !hierarchy.v2 || hierarchy.controllers.is_empty() {
-        return Ok(());
-    }
-    let file = dir.join("cgroup.subtree_control");
-    let on = read(&file).unwrap_or_default();
-    let missing: Vec<_> = hierarchy.controllers.iter().filter(|c| !on.split_whitespace().any(|o| o == c.name_v2())).collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let line = missing.iter().map(|c| format!("+{}", c.name_v2())).collect::<Vec<_>>().join(" ");
-    write(&file, &line).map_err(|e| unfit(format!("cannot write {line:?} to {}: {e}", file.display())))
+fn parse_line(line: &str) -> Option<Mount> {
+    let (left, right) = line.split_once(" - ")?;
+    let mut left = left.split(' ').skip(3);
+    let (root, point) = (unescape(left.next()?), unescape(left.next()?));
+    let mut right = right.split(' ');
+    let kind = right.next()?;
+    let options = right.nth(1)?;
+    let v2 = match kind {
+        "cgroup2" => true,
+        "cgroup" => false,
+        _ => return None,
+    };
+    let carries = if v2 { Vec::new() } else { named(options.split(','), false) };
+    Some(Mount { point: point.into(), root: root.into(), v2, carries })
 }
 
-/// The directories of one worker instance; its lock is held for as long as this lives.
-#[derive(Debug)]
-pub struct Instance {
-    pub(super) dirs: Vec<(Hierarchy, PathBuf)>,
-    _lock: OwnedFd,
+fn named<'a>(names: impl Iterator<Item = &'a str>, v2: bool) -> Vec<Controller> {
+    let names: Vec<&str> = names.collect();
+    Controller::ALL.into_iter().filter(|c| !(v2 && *c == Controller::Cpuacct) && names.contains(&c.name(v2))).collect()
+}
+
+/// The kernel writes space, tab, newline and backslash as octal.
+fn unescape(field: &str) -> String {
+    field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
+}
+
+/// Our own cgroup in the hierarchy, as a directory below its mount point.
+#[must_use]
+pub fn own_directory(own: &str, mount: &Mount) -> PathBuf {
+    let path = own.lines().find_map(|line| {
+        let mut fields = line.splitn(3, ':');
+        let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
+        let ours = if mount.v2 {
+            number == "0" && controllers.is_empty()
+        } else {
+            controllers.split(',').any(|c| mount.carries.iter().any(|m| m.name(false) == c))
+        };
+        ours.then_some(path)
+    });
+    let path = Path::new(path.unwrap_or("/"));
+    let below = path.strip_prefix(&mount.root).or_else(|_| path.strip_prefix("/")).unwrap_or(path);
+    mount.point.join(below)
+}
+
+/// Directory that holds the instances' directories, when it does not depend on who may write where.
+///
+/// `None` on cgroup2 for an unprivileged worker without a configured parent: its own delegated cgroup decides.
+#[must_use]
+pub fn parent_directory(place: &Place<'_>, mount: &Mount) -> Option<PathBuf> {
+    let configured = place.parent.trim_matches('/');
+    if !configured.is_empty() {
+        return Some(mount.point.join(configured));
+    }
+    if place.root {
+        return Some(mount.point.join("windlass"));
+    }
+    (!mount.v2).then(|| own_directory(place.own, mount).join("windlass"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const HYBRID: &str = "\
-31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
-32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime - cgroup cgroup rw,cpu,cpuacct
-35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
-40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,name=systemd
+    const HYBRID: &str = "31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
+32 31 0:29 / /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct
+35 31 0:32 /docker/ab /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
+36 31 0:33 / /sys/fs/cgroup/devices rw,relatime - cgroup cgroup rw,devices
+39 31 0:36 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids
+40 31 0:37 / /sys/fs/cgroup/systemd rw,relatime - cgroup cgroup rw,xattr,name=systemd
 41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw
-50 31 0:39 / /elsewhere rw,relatime - cgroup2 cgroup2 rw
-";
+50 31 0:36 / /elsewhere/pids rw,relatime - cgroup cgroup rw,pids";
 
-    #[test]
-    fn mounts_are_read_with_their_controllers() {
-        let mounts = mounts(HYBRID, Path::new("/sys/fs/cgroup"));
-        assert_eq!(mounts.len(), 4);
-        assert_eq!(controllers_v1(&mounts[0]), [Controller::Cpu]);
-        assert_eq!(controllers_v1(&mounts[1]), [Controller::Memory]);
-        assert!(controllers_v1(&mounts[2]).is_empty());
-        assert!(mounts[3].v2);
+    fn hybrid() -> Vec<Mount> {
+        mounts(HYBRID, Path::new("/sys/fs/cgroup"), |_| String::new())
     }
 
     #[test]
-    fn the_own_group_is_that_of_the_unified_hierarchy() {
-        assert_eq!(own_v2("12:cpu:/x\n0::/system.slice/windlass.service\n"), Some("system.slice/windlass.service"));
-        assert_eq!(own_v2("0::/\n"), Some(""));
-        assert_eq!(own_v2("4:memory:/a\n"), None);
+    fn a_hybrid_machine_tracks_in_cgroup2_and_limits_in_version_1() {
+        let found = hybrid();
+        let shape: Vec<_> = found.iter().map(|m| (m.point.to_str().expect("text"), m.v2, m.carries.clone())).collect();
+        assert_eq!(
+            shape,
+            [
+                ("/sys/fs/cgroup/unified", true, vec![]),
+                ("/sys/fs/cgroup/cpu,cpuacct", false, vec![Controller::Cpu, Controller::Cpuacct]),
+                ("/sys/fs/cgroup/memory", false, vec![Controller::Memory]),
+                ("/sys/fs/cgroup/pids", false, vec![Controller::Pids]),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_pure_cgroup2_machine_has_one_hierarchy() {
+        let info = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+        let found = mounts(info, Path::new("/sys/fs/cgroup"), |_| "cpuset cpu io memory pids\n".to_owned());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].carries, [Controller::Cpu, Controller::Memory, Controller::Pids, Controller::Io]);
+    }
+
+    #[test]
+    fn the_parent_is_configured_or_follows_from_who_we_are() {
+        let found = hybrid();
+        let own = "3:memory:/docker/ab/x\n1:cpu,cpuacct:/user.slice\n0::/user.slice/u.service\n";
+        for (parent, root, mount, expected, why) in [
+            ("/jobs/a/", true, 2, Some("/sys/fs/cgroup/memory/jobs/a"), "configured, below every mount"),
+            ("", true, 0, Some("/sys/fs/cgroup/unified/windlass"), "root works at the top"),
+            ("", false, 2, Some("/sys/fs/cgroup/memory/x/windlass"), "below our own, seen from the mounted root"),
+            ("", false, 0, None, "delegation decides on cgroup2"),
+        ] {
+            let place = Place { parent, root, own };
+            assert_eq!(parent_directory(&place, &found[mount]), expected.map(PathBuf::from), "{why}");
+        }
+        assert_eq!(own_directory(own, &found[0]), Path::new("/sys/fs/cgroup/unified/user.slice/u.service"));
     }
 }

@@ -1,0 +1,290 @@
+//! The system calls that no safe crate offers: clone into a cgroup, the child's last steps, signalfd, wait4.
+//!
+//! The process is single-threaded, so a forked child may do what it likes. It still does nothing but system
+//! calls on memory that was prepared before: that is faster, and stays right should a thread ever appear.
+
+use std::ffi::{CString, c_char};
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr;
+
+use super::protocol::ExitStatus;
+use crate::execute::native::cgroup::Entrance;
+
+/// `libc::CLONE_INTO_CGROUP` 0.2 is 0 on this target (the value overflows its type) and would silently do nothing.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
+/// `struct clone_args`, version 2 (88 bytes).
+#[repr(C)]
+#[derive(Default)]
+struct CloneArgs {
+    flags: u64,
+    pidfd: u64,
+    child_tid: u64,
+    parent_tid: u64,
+    exit_signal: u64,
+    stack: u64,
+    stack_size: u64,
+    tls: u64,
+    set_tid: u64,
+    set_tid_size: u64,
+    cgroup: u64,
+}
+
+/// Where a child failed between clone and exec.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Cgroup,
+    Session,
+    Guard,
+    Stdio,
+    Privileges,
+    Directory,
+    Exec,
+}
+
+impl Step {
+    const ALL: [Self; 7] = [Self::Cgroup, Self::Session, Self::Guard, Self::Stdio, Self::Privileges, Self::Directory, Self::Exec];
+
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Cgroup => "enter cgroup",
+            Self::Session => "setsid",
+            Self::Guard => "prctl(PR_SET_PDEATHSIG)",
+            Self::Stdio => "dup2",
+            Self::Privileges => "prctl(PR_SET_NO_NEW_PRIVS)",
+            Self::Directory => "chdir",
+            Self::Exec => "execve",
+        }
+    }
+}
+
+/// A program image prepared for exec: every string with its NUL, every array with its null pointer.
+pub(super) struct Image {
+    candidates: Vec<CString>,
+    directory: CString,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
+    /// What the pointers point to.
+    _strings: Vec<CString>,
+}
+
+impl Image {
+    /// `candidates`: paths to try in turn.
+    pub(super) fn new(candidates: Vec<CString>, directory: CString, argv: Vec<CString>, env: Vec<CString>) -> Self {
+        let pointers = |strings: &[CString]| strings.iter().map(|s| s.as_ptr()).chain([ptr::null()]).collect();
+        let (argv_pointers, envp) = (pointers(&argv), pointers(&env));
+        // A CString's bytes are on the heap: moving the CString does not move them.
+        Self { candidates, directory, argv: argv_pointers, envp, _strings: argv.into_iter().chain(env).collect() }
+    }
+}
+
+/// What a child has to know of the supervisor.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Origin {
+    /// Process id of the supervisor.
+    pub pid: i32,
+    /// Limit of open files, soft and hard, as the worker had it.
+    pub open_files: (u64, u64),
+}
+
+impl Origin {
+    /// Notes what children get back, and takes as many open files as may be had: five for each running task.
+    pub(super) fn take() -> Self {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let found = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let raised = rustix::process::Rlimit { current: found.maximum, maximum: found.maximum };
+        let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, raised);
+        let number = |limit: Option<u64>| limit.unwrap_or(libc::RLIM_INFINITY);
+        Self { pid, open_files: (number(found.current), number(found.maximum)) }
+    }
+}
+
+/// Starts `image` with `stdio` in the cgroup of `entrance`. Returns the pid and the end of a pipe that is closed by
+/// a successful exec and otherwise tells the failure (see [`failure`]).
+pub(super) fn start(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, origin: Origin) -> io::Result<(u32, OwnedFd)> {
+    let (report_read, report_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)?;
+    let pid = clone(entrance.clone_into)?;
+    if pid == 0 {
+        let (step, errno) = child(image, stdio, entrance, origin);
+        let code = Step::ALL.iter().position(|s| *s == step).unwrap_or(0) as u8;
+        let mut message = [code, 0, 0, 0, 0];
+        message[1..].copy_from_slice(&errno.to_ne_bytes());
+        let _ = rustix::io::write(&report_write, &message);
+        exit_now();
+    }
+    let pid = u32::try_from(pid).map_err(io::Error::other)?;
+    Ok((pid, report_read))
+}
+
+/// What the child said: `WouldBlock` while it has not come to exec, `None` once it has, else where it failed.
+pub(super) fn failure(report: &OwnedFd) -> io::Result<Option<(Step, io::Error)>> {
+    let mut message = [0u8; 5];
+    let read = rustix::io::read(report, &mut message)?;
+    if read < message.len() {
+        return Ok(None);
+    }
+    let step = Step::ALL.get(usize::from(message[0])).copied().unwrap_or(Step::Exec);
+    let errno = i32::from_ne_bytes([message[1], message[2], message[3], message[4]]);
+    Ok(Some((step, io::Error::from_raw_os_error(errno))))
+}
+
+#[expect(unsafe_code, reason = "clone3 has no wrapper anywhere")]
+fn clone(into: Option<RawFd>) -> io::Result<i64> {
+    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+    if let Some(directory) = into {
+        args.flags = CLONE_INTO_CGROUP;
+        args.cgroup = directory as u64;
+    }
+    // SAFETY: like fork(): no CLONE_VM, no stack, so parent and child go on with their own copy of everything.
+    // The arguments outlive the call. No other thread exists whose locks the child could inherit.
+    let pid = unsafe {
+        if into.is_some() { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) } else { i64::from(libc::fork()) }
+    };
+    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
+}
+
+#[expect(unsafe_code, reason = "the child does nothing but system calls")]
+fn child(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, Origin { pid: parent, open_files: limits }: Origin) -> (Step, i32) {
+    // SAFETY: every pointer is into `image`, which lives in this process's copy of the memory and is NUL or null
+    // terminated; every descriptor is open; nothing here is shared with the parent.
+    unsafe {
+        for tasks in &entrance.tasks {
+            // The thread itself, through `tasks`: the kernel skips the lock whose wait costs 9 ms elsewhere.
+            if libc::write(tasks.as_raw_fd(), b"0".as_ptr().cast(), 1) != 1 {
+                return (Step::Cgroup, last_errno());
+            }
+        }
+        if libc::setsid() < 0 {
+            return (Step::Session, last_errno());
+        }
+        // Should the supervisor be killed, the leader goes at once; the worker's sweep takes the rest.
+        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
+            return (Step::Guard, last_errno());
+        }
+        if libc::getppid() != parent {
+            return (Step::Guard, libc::ESRCH);
+        }
+        for (number, descriptor) in stdio.iter().enumerate() {
+            // Never the same number: received descriptors are above 2, because 0, 1 and 2 are open here.
+            if libc::dup2(descriptor.as_raw_fd(), number as i32) < 0 {
+                return (Step::Stdio, last_errno());
+            }
+        }
+        // All are close-on-exec anyway. Kernels before 5.11 do not know the call.
+        libc::syscall(libc::SYS_close_range, 3u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+        let mut none = MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(none.as_mut_ptr());
+        libc::sigprocmask(libc::SIG_SETMASK, none.as_ptr(), ptr::null_mut());
+        let files = libc::rlimit { rlim_cur: limits.0, rlim_max: limits.1 };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
+        let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
+        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 {
+            return (Step::Privileges, last_errno());
+        }
+        if libc::chdir(image.directory.as_ptr()) < 0 {
+            return (Step::Directory, last_errno());
+        }
+        exec(image)
+    }
+}
+
+/// As `execvpe` does: goes on where a file is missing, remembers a forbidden one, stops at everything else.
+#[expect(unsafe_code, reason = "execve")]
+fn exec(image: &Image) -> (Step, i32) {
+    let mut errno = libc::ENOENT;
+    for candidate in &image.candidates {
+        // SAFETY: see `child`.
+        unsafe { libc::execve(candidate.as_ptr(), image.argv.as_ptr(), image.envp.as_ptr()) };
+        match last_errno() {
+            libc::ENOENT | libc::ENOTDIR if image.candidates.len() > 1 => {}
+            libc::EACCES => errno = libc::EACCES,
+            other => return (Step::Exec, other),
+        }
+    }
+    (Step::Exec, errno)
+}
+
+#[expect(unsafe_code, reason = "_exit: the parent's exit handlers are not the child's to run")]
+fn exit_now() -> ! {
+    // SAFETY: always sound.
+    unsafe { libc::_exit(127) }
+}
+
+fn last_errno() -> i32 {
+    io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
+}
+
+/// All signals back to their default, the ones that must not end us blocked, and a descriptor that tells SIGCHLD.
+///
+/// Blocked rather than ignored: what is ignored stays ignored through exec, and tasks shall start with defaults.
+#[expect(unsafe_code, reason = "signalfd has no wrapper in our crates")]
+pub(super) fn take_signals() -> io::Result<OwnedFd> {
+    // The kernel's `struct sigaction` with no handler, no flags, nothing masked is all zeroes on every architecture.
+    let default = [0u64; 4];
+    // SAFETY: the sets are initialised by sigemptyset before use; the default is a valid disposition for each signal,
+    // and SIGKILL and SIGSTOP only return an error.
+    unsafe {
+        for signal in 1..=64 {
+            // By system call: the C library does not let go of its own two, and a parent may have left them ignored.
+            let none = ptr::null_mut::<u64>();
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), none, size_of::<u64>());
+        }
+        let mut blocked = MaybeUninit::<libc::sigset_t>::uninit();
+        libc::sigemptyset(blocked.as_mut_ptr());
+        let mut watched = blocked;
+        libc::sigaddset(watched.as_mut_ptr(), libc::SIGCHLD);
+        for signal in [
+            libc::SIGCHLD,
+            libc::SIGINT,
+            libc::SIGTERM,
+            libc::SIGHUP,
+            libc::SIGQUIT,
+            libc::SIGPIPE,
+            libc::SIGUSR1,
+            libc::SIGUSR2,
+            libc::SIGTSTP,
+        ] {
+            libc::sigaddset(blocked.as_mut_ptr(), signal);
+        }
+        if libc::sigprocmask(libc::SIG_SETMASK, blocked.as_ptr(), ptr::null_mut()) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let fd = libc::signalfd(-1, watched.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK);
+        if fd < 0 { Err(io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(fd)) }
+    }
+}
+
+/// Empties the signalfd.
+pub(super) fn drain(signals: &OwnedFd) {
+    let mut buffer = [0u8; 1024];
+    while rustix::io::read(signals, &mut buffer).is_ok_and(|n| n == buffer.len()) {}
+}
+
+/// A process that ended and was reaped.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Reaped {
+    pub pid: u32,
+    pub status: ExitStatus,
+    /// CPU time of it and its waited-for children: user, system, microseconds.
+    pub cpu_us: (u64, u64),
+    /// Largest resident set among them, bytes.
+    pub memory_bytes: u64,
+}
+
+/// Reaps one process that has ended, a task's own or an orphan.
+#[expect(unsafe_code, reason = "wait4 tells usage, which waitpid does not")]
+pub(super) fn reap() -> Option<Reaped> {
+    let mut status = 0;
+    let mut usage = MaybeUninit::<libc::rusage>::zeroed();
+    // SAFETY: both pointers are valid for writes, and all zeroes is a valid rusage.
+    let (pid, usage) = unsafe { (libc::wait4(-1, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()), usage.assume_init()) };
+    let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
+    let status =
+        if libc::WIFSIGNALED(status) { ExitStatus::Signal(libc::WTERMSIG(status)) } else { ExitStatus::Code(libc::WEXITSTATUS(status)) };
+    let us = |t: libc::timeval| u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(t.tv_usec).unwrap_or(0);
+    let memory_bytes = u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024;
+    Some(Reaped { pid, status, cpu_us: (us(usage.ru_utime), us(usage.ru_stime)), memory_bytes })
+}
