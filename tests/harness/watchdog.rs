@@ -25,6 +25,10 @@ done
 for pid in $pids; do
   if grep -qs "$MARKED" "/proc/$pid/environ"; then kill -CONT "$pid"; kill -9 "$pid"; fi
 done
+# A dying process may still write into the directory.
+for pid in $pids; do
+  while grep -qs "$MARKED" "/proc/$pid/environ"; do sleep 0.02; done
+done
 [ -n "$KEEP" ] || rm -rf "$DIR"
 "#;
 
