@@ -29,6 +29,15 @@ done
 for pid in $pids; do
   while grep -qs "$MARKED" "/proc/$pid/environ"; do sleep 0.02; done
 done
+# The supervisors of killed workers empty their cgroups; the parents are the tests'. Only what is empty can be removed.
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+  left=
+  for cgroup in /sys/fs/cgroup/windlass-test-w$RUN-* /sys/fs/cgroup/*/windlass-test-w$RUN-*; do
+    [ ! -d "$cgroup" ] || rmdir "$cgroup" || left=1
+  done
+  [ -n "$left" ] || break
+  sleep 0.2
+done
 [ -n "$KEEP" ] || rm -rf "$DIR"
 "#;
 
@@ -53,6 +62,7 @@ impl Watchdog {
         let mut child = Command::new("sh")
             .args(["-c", SCRIPT])
             .env("DIR", &dir)
+            .env("RUN", std::process::id().to_string())
             .env("MARKED", format!("{MARK}={mark}"))
             .env("KEEP", std::env::var("WINDLASS_TEST_KEEP").unwrap_or_default())
             .stdin(Stdio::piped())
