@@ -18,6 +18,8 @@ pub enum Decision {
     AlreadyOver(ChainEnd),
     /// Another task has used this id: a dead letter, and acknowledge.
     IdReused,
+    /// Its message was handed to somebody later, who has claimed it: say nothing, neither ack nor nak.
+    Stale,
     /// Too early: give it back with this delay.
     NotYet(Duration),
     /// It ends without being run.
@@ -59,6 +61,10 @@ pub struct Situation<'a> {
     pub head: Option<&'a Head>,
     /// A cancel request.
     pub cancel: Option<&'a CancelRequest>,
+    /// How often the message had been handed out, this time included.
+    pub deliveries: u64,
+    /// When it was stored in the queue.
+    pub submitted_at: Time,
     /// This moment.
     pub now: Time,
 }
@@ -71,10 +77,19 @@ fn so_far(head: Option<&Head>) -> Attempt {
     })
 }
 
+/// True when whoever runs the task got its message after this delivery: this worker was frozen, or its socket full, with
+/// the message in it. To claim on top would end a healthy attempt. A message that was queued again is another message; a
+/// consumer that was made anew counts from 1 again, which costs a few `ack_wait`.
+fn is_stale(situation: &Situation<'_>, head: &Head) -> bool {
+    let owner = &head.event.task;
+    let runs = matches!(head.event.event, EventKind::TaskStarted | EventKind::TaskProgress);
+    runs && owner.submitted_at == situation.submitted_at && owner.deliveries >= situation.deliveries
+}
+
 /// Decides what a task's history allows.
 #[must_use]
 pub fn decide(situation: &Situation<'_>) -> Decision {
-    let Situation { task, plan, head, cancel, now } = situation;
+    let Situation { task, plan, head, cancel, now, .. } = situation;
     let attempts = so_far(*head);
     let end = |reason, error: String, hint: Option<String>| Decision::End(Ending { reason, error, hint, attempts });
     if let Some(head) = head {
@@ -83,6 +98,9 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
         }
         if let Some(over) = ChainEnd::of_head(head) {
             return Decision::AlreadyOver(over);
+        }
+        if is_stale(situation, head) {
+            return Decision::Stale;
         }
     }
     if let Some(request) = cancel {
@@ -110,4 +128,54 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
         return Decision::NotYet(wait);
     }
     Decision::Start(Attempt { number: attempts.number + 1, released: attempts.released })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Class;
+    use crate::task::{Assignment, ClassName, Event, Priority, TaskId, Tenant};
+
+    fn task() -> Task {
+        Task {
+            task_id: TaskId::new("t").unwrap(),
+            tenant: Tenant::new("acme").unwrap(),
+            class: ClassName::new("cpu_short").unwrap(),
+            priority: Priority::Normal,
+            assignment: serde_json::from_str::<Assignment>(r#"{"task_id":"t","execution":{"runtime":"native","command":["true"]}}"#)
+                .unwrap(),
+            sha256: String::new(),
+        }
+    }
+
+    fn head(kind: EventKind, deliveries: u64, submitted_at: Time) -> Head {
+        let mut event: Event = serde_json::from_str(include_str!("../tests/golden/task_started.json")).unwrap();
+        event.event = kind;
+        event.task.assignment_sha256 = String::new();
+        (event.task.deliveries, event.task.submitted_at) = (deliveries, submitted_at);
+        Head { sequence: 1, event, sha256: String::new() }
+    }
+
+    #[test]
+    fn only_a_later_delivery_may_take_a_running_task_over() {
+        let (queued, again) = (Time::from_micros(1_000_000), Time::from_micros(2_000_000));
+        let task = task();
+        let plan = crate::plan::plan(&task, &Class::default(), true);
+        for (kind, owner, submitted_at, deliveries, stale) in [
+            (EventKind::TaskStarted, 1, queued, 2, false),
+            (EventKind::TaskStarted, 3, queued, 2, true),
+            (EventKind::TaskStarted, 2, queued, 2, true),
+            (EventKind::TaskProgress, 3, queued, 2, true),
+            // Given back: nobody runs it.
+            (EventKind::TaskReleased, 3, queued, 3, false),
+            // Queued again by the sweeper: another message.
+            (EventKind::TaskStarted, 3, again, 1, false),
+        ] {
+            let head = head(kind, owner, submitted_at);
+            let situation =
+                Situation { task: &task, plan: &plan, head: Some(&head), cancel: None, deliveries, submitted_at: queued, now: queued };
+            let decision = decide(&situation);
+            assert_eq!(matches!(decision, Decision::Stale), stale, "{kind} by delivery {owner}, seen by {deliveries}: {decision:?}");
+        }
+    }
 }

@@ -16,6 +16,8 @@ mod harness;
 mod bad_input;
 #[path = "integration/cancel.rs"]
 mod cancel;
+#[path = "integration/chaos.rs"]
+mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
 #[path = "integration/drain.rs"]

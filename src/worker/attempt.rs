@@ -25,7 +25,7 @@ use crate::bus::delivery::Delivery;
 use crate::claim::{Attempt, Decision, Ending, Situation, decide};
 use crate::config::OnLeaseLoss;
 use crate::intake::{self, Lease, Loss, Poison, Renewer, Task};
-use crate::plan::{self, Plan};
+use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
 use crate::retry::Delays;
 use crate::settle::{Disposition, dispose};
@@ -64,6 +64,17 @@ pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit
     shared.running.fetch_sub(1, Ordering::Relaxed);
 }
 
+fn situation<'a>(
+    lease: &Lease,
+    task: &'a Task,
+    plan: &'a Result<Plan, Rejection>,
+    head: Option<&'a Head>,
+    cancel: Option<&'a CancelRequest>,
+) -> Situation<'a> {
+    let delivery = lease.delivery();
+    Situation { task, plan, head, cancel, deliveries: delivery.deliveries, submitted_at: delivery.submitted_at, now: Time::now() }
+}
+
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
     let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
     let plan = plan::plan(task, class, shared.enforced);
@@ -76,7 +87,8 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         let Some(stored) = patiently(shared, lease, || shared.bus.stored_cancel(&task.tenant, &task.task_id)).await else {
             return LeaseEnd::Forsake;
         };
-        let situation = Situation { task, plan: &Ok(plan.clone()), head: None, cancel: stored.as_ref(), now: Time::now() };
+        let plan_ok = Ok(plan.clone());
+        let situation = situation(lease, task, &plan_ok, None, stored.as_ref());
         if let Decision::Start(number) = decide(&situation)
             && let Some(end) = start(shared, lease, task, plan, number, None, permit, &mut cancel).await
         {
@@ -84,8 +96,8 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         }
     }
     let Some((head, stored)) = history(shared, lease, &task.tenant, &task.task_id).await else { return LeaseEnd::Forsake };
-    let situation = Situation { task, plan: &plan, head: head.as_ref(), cancel: stored.as_ref(), now: Time::now() };
-    match (decide(&situation), plan) {
+    let decision = decide(&situation(lease, task, &plan, head.as_ref(), stored.as_ref()));
+    match (decision, plan) {
         (Decision::AlreadyOver(over), _) => LeaseEnd::Ack(Receipt::of_end(over)),
         (Decision::IdReused, _) => {
             let error = format!(
@@ -93,6 +105,10 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
                 task.task_id.as_str()
             );
             bury(shared, lease.delivery(), Reason::InvalidAssignment, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+        }
+        (Decision::Stale, _) => {
+            tracing::info!(task_id = %task.task_id, "delivered too late: another worker has it");
+            LeaseEnd::Forsake
         }
         (Decision::NotYet(wait), _) => LeaseEnd::GiveBack(wait),
         (Decision::End(ending), plan) => {

@@ -1,7 +1,7 @@
 //! Following a stream: every message from the first, as it comes, across reconnects and server restarts.
 
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull};
@@ -53,9 +53,13 @@ fn stored(message: async_nats::jetstream::Message) -> Result<Stored, Error> {
 
 /// Everything that a stream holds now on `filter`, in order.
 pub async fn read_all(js: &Context, stream: &str, filter: &str) -> Vec<Stored> {
-    match try_read_all(js, stream, filter).await {
-        Ok(all) => all,
-        Err(error) => panic!("cannot read {filter} from {stream}: {error}"),
+    let deadline = Instant::now() + super::PATIENCE;
+    loop {
+        match try_read_all(js, stream, filter).await {
+            Ok(all) => return all,
+            // What was asked just when a test killed the server has no answer: asked again.
+            Err(error) => assert!(Instant::now() < deadline, "cannot read {filter} from {stream}: {error}"),
+        }
     }
 }
 

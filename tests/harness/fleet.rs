@@ -105,7 +105,8 @@ impl Fleet {
 
     /// Processes of this fleet's tasks and workers that are alive.
     pub fn processes(&self) -> Vec<(u32, String)> {
-        leftovers::processes(&self.dir.to_string_lossy())
+        // With the slash: another fleet's name may begin with this one's.
+        leftovers::processes(&format!("{}/", self.dir.display()))
     }
 
     /// Processes that belong to one task.

@@ -83,6 +83,7 @@ impl Server {
         format!("nats://127.0.0.1:{}", self.port)
     }
 
+    #[expect(clippy::zombie_processes, reason = "waited for in kill9, and by the watchdog's end of the run")]
     fn start(&self) -> bool {
         let log = std::fs::File::options().create(true).append(true).open(self.config.with_extension("log")).expect("a log file");
         let mut child = Command::new(&self.binary)

@@ -25,6 +25,19 @@ done
 for pid in $pids; do
   if grep -qs "$MARKED" "/proc/$pid/environ"; then kill -CONT "$pid"; kill -9 "$pid"; fi
 done
+# A dying process may still write into the directory.
+for pid in $pids; do
+  while grep -qs "$MARKED" "/proc/$pid/environ"; do sleep 0.02; done
+done
+# The supervisors of killed workers empty their cgroups; the parents are the tests'. Only what is empty can be removed.
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+  left=
+  for cgroup in /sys/fs/cgroup/windlass-test-w$RUN-* /sys/fs/cgroup/*/windlass-test-w$RUN-*; do
+    [ ! -d "$cgroup" ] || rmdir "$cgroup" || left=1
+  done
+  [ -n "$left" ] || break
+  sleep 0.2
+done
 [ -n "$KEEP" ] || rm -rf "$DIR"
 "#;
 
@@ -42,12 +55,14 @@ pub fn watchdog() -> &'static Watchdog {
 }
 
 impl Watchdog {
+    #[expect(clippy::zombie_processes, reason = "it outlives this process by design")]
     fn start() -> Self {
         let dir = tempfile::Builder::new().prefix("windlass-test-").tempdir().expect("a temporary directory").keep();
         let mark = dir.file_name().expect("a name").to_string_lossy().into_owned();
         let mut child = Command::new("sh")
             .args(["-c", SCRIPT])
             .env("DIR", &dir)
+            .env("RUN", std::process::id().to_string())
             .env("MARKED", format!("{MARK}={mark}"))
             .env("KEEP", std::env::var("WINDLASS_TEST_KEEP").unwrap_or_default())
             .stdin(Stdio::piped())

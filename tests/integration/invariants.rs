@@ -167,7 +167,7 @@ async fn invariant_06_everything_has_an_owner_and_a_label() {
     assert!(cgroups.iter().any(|c| c.to_string_lossy().contains(&instance) && c.to_string_lossy().contains(&label)), "{cgroups:?}");
     let dirs: Vec<_> =
         std::fs::read_dir(worker.state_dir()).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();
-    assert_eq!(dirs, [instance.clone()], "directories carry the instance");
+    assert_eq!(dirs, std::slice::from_ref(&instance), "directories carry the instance");
     // A stranger's things beside its own.
     let stranger = worker.state_dir().join("not-an-instance");
     std::fs::create_dir(&stranger).unwrap();
