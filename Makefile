@@ -15,7 +15,7 @@ demo: ## one worker, a handful of tasks, everything that happens to them; leaves
 
 test: nats python ## all tests, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
-		$(CARGO) test --locked --lib --bins --test integration
+		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked --lib --bins --test integration
 
 lint: ## formatting, lints, and schemas that are not what the types say
 	$(CARGO) fmt --check

@@ -42,7 +42,7 @@ pub enum DecodeError {
 }
 
 fn path_prefix(path: &str) -> String {
-    if path.is_empty() || path == "." { String::new() } else { format!("{path}: ") }
+    if matches!(path, "" | "." | "?") { String::new() } else { format!("{path}: ") }
 }
 
 /// Why a value cannot be written: a defect, as every type here can be.
@@ -82,11 +82,19 @@ impl Encoding {
     /// # Errors
     /// Only by a defect: a map key that is not text, or a value that refuses to serialize.
     pub fn encode<T: Serialize>(self, value: &T) -> Result<Bytes, EncodeError> {
+        self.encode_into(Vec::with_capacity(1024), value)
+    }
+
+    /// Writes `value` after what is in `buffer`: for large values, whose buffer would grow many times.
+    ///
+    /// # Errors
+    /// As [`Encoding::encode`].
+    pub fn encode_into<T: Serialize>(self, mut buffer: Vec<u8>, value: &T) -> Result<Bytes, EncodeError> {
         match self {
-            Self::Json => serde_json::to_vec(value).map_err(|e| EncodeError(e.to_string())),
-            Self::Msgpack => rmp_serde::to_vec_named(value).map_err(|e| EncodeError(e.to_string())),
+            Self::Json => serde_json::to_writer(&mut buffer, value).map_err(|e| EncodeError(e.to_string()))?,
+            Self::Msgpack => rmp_serde::encode::write_named(&mut buffer, value).map_err(|e| EncodeError(e.to_string()))?,
         }
-        .map(Bytes::from)
+        Ok(buffer.into())
     }
 
     /// Reads a value, which must be the whole body.

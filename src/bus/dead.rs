@@ -64,7 +64,8 @@ impl Bus {
         let parts = self.subjects().parse_task(&delivery.subject);
         let (class, tenant, task_id) = parts.map_or_else(Default::default, |p| (p.class, p.tenant, p.task_id));
         let mut headers = HeaderMap::new();
-        let id = format!("dead.{}.{}", self.subjects().tasks_stream(), delivery.sequence);
+        // A stream that was made anew counts from 1 again.
+        let id = format!("dead.{}.{}.{}", self.subjects().tasks_stream(), delivery.sequence, delivery.submitted_at.as_micros());
         let (sequence, deliveries) = (delivery.sequence.to_string(), delivery.deliveries.to_string());
         for (name, value) in [
             ("Nats-Msg-Id", id.as_str()),

@@ -89,7 +89,9 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         };
         let plan_ok = Ok(plan.clone());
         let situation = situation(lease, task, &plan_ok, None, stored.as_ref());
+        // What does not fit is looked at more closely before it is given back: a late delivery may be another worker's by now.
         if let Decision::Start(number) = decide(&situation)
+            && permit.resize(need(plan))
             && let Some(end) = start(shared, lease, task, plan, number, None, permit, &mut cancel).await
         {
             return end;
@@ -126,6 +128,10 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     }
 }
 
+fn need(plan: &Plan) -> Need {
+    Need::new(plan.limits.cpus, plan.limits.memory_bytes)
+}
+
 fn writer(shared: &Shared, task: &Task, head: Option<&Head>) -> ChainWriter {
     ChainWriter::after(shared.bus.clone(), task.tenant.clone(), task.task_id.clone(), shared.config.events.encoding, head)
 }
@@ -142,7 +148,7 @@ async fn start(
     permit: &mut Permit,
     cancel: &mut CancelWatch,
 ) -> Option<LeaseEnd> {
-    let need = Need::new(plan.limits.cpus, plan.limits.memory_bytes);
+    let need = need(plan);
     if !permit.resize(need) {
         let delay = if shared.capacity.could_hold(need) { shared.shed_delay() } else { shared.shed_delay() * 5 };
         tracing::debug!(task_id = %task.task_id, ?need, "does not fit here now, given back");

@@ -136,8 +136,7 @@ impl Reader {
     fn read(&mut self, id: u64, position: u64) -> io::Result<Piece> {
         let (stream, time, len) = self.header(id, position)?;
         let skip = std::mem::take(&mut self.skip);
-        let mut data = vec![0; len - skip];
-        self.file(id)?.read_exact_at(&mut data, position + (HEADER + skip) as u64)?;
+        let data = read_exactly(self.file(id)?, len - skip, position + (HEADER + skip) as u64)?;
         self.spool.lock().position = position + (HEADER + len) as u64;
         let dropped = if data.is_empty() { 0 } else { std::mem::take(&mut self.untold[index(stream)]) };
         Ok(piece(stream, time, data, dropped))
@@ -233,4 +232,20 @@ fn piece(stream: LogStream, time: Time, data: Vec<u8>, dropped: u64) -> Piece {
 /// Output per stream over all segments.
 fn totals(segments: &VecDeque<Segment>) -> [u64; 3] {
     std::array::from_fn(|stream| segments.iter().map(|segment| segment.payload[stream]).sum())
+}
+
+/// `len` bytes from `position` on, into memory that is not zeroed first.
+fn read_exactly(file: &File, len: usize, position: u64) -> io::Result<Vec<u8>> {
+    let mut data = Vec::with_capacity(len);
+    while data.len() < len {
+        let at = position + data.len() as u64;
+        match rustix::io::pread(file, rustix::buffer::spare_capacity(&mut data), at) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    // The allocator may have given more than was asked for.
+    data.truncate(len);
+    Ok(data)
 }
