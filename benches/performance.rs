@@ -43,7 +43,8 @@ fn main() {
             idle::worker_at_rest().await;
         }
         if wanted("logs") {
-            flood::throughput().await;
+            flood::throughput("json").await;
+            flood::throughput("msgpack").await;
         }
         if wanted("away") {
             flood::broker_away().await;

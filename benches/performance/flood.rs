@@ -14,8 +14,8 @@ use super::report;
 
 const BYTES: usize = 256 << 20;
 
-pub async fn throughput() {
-    let mut bed = Bed::new("", &[("LOGS__CAP", "2GiB")]).await;
+pub async fn throughput(encoding: &str) {
+    let mut bed = Bed::new("", &[("LOGS__CAP", "2GiB"), ("EVENTS__ENCODING", encoding)]).await;
     let file = bed.path("output.txt");
     let mut writer = std::io::BufWriter::new(std::fs::File::create(&file).unwrap());
     for n in 0..BYTES / 64 {
@@ -47,7 +47,7 @@ pub async fn throughput() {
     #[expect(clippy::cast_precision_loss, reason = "megabytes and seconds")]
     let raw = logs.stdout.bytes as f64 / start.elapsed().as_micros() as f64;
     report(
-        "log throughput of one task, of raw publishing",
+        &format!("log throughput of one task, {encoding}, of raw publishing"),
         &format!("{task:.0} of {raw:.0} MB/s = {:.0} %", task / raw * 100.0),
         ">= 60 %",
     );
