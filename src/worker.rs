@@ -12,9 +12,11 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+mod account;
 mod attempt;
 pub mod capacity;
 mod dispatcher;
+mod drive;
 mod instance;
 mod progress;
 mod result;

@@ -1,7 +1,6 @@
 //! Brings chunks to the sink: a window in flight, each repeated with the same bytes until it is confirmed.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use super::fault::{Fault, Faults};
 use super::gauge::Gauge;
 use super::spool::{Reader, Spool};
 use super::{ChunkSink, SinkError};
+use crate::retry::Delays;
 use crate::task::event::Manifest;
 
 /// Pieces that are read and digested in one visit to the blocking pool, and kept ready beside the window.
@@ -23,8 +23,10 @@ const AHEAD: usize = 4;
 /// Largest chunk whose body is written on the runtime's thread: cheaper than to wake another one.
 const WRITTEN_HERE: usize = 4 << 10;
 
-/// First and longest wait before a chunk is sent again.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// First wait before a chunk is sent again.
+const FIRST_DELAY: Duration = Duration::from_millis(50);
+/// Longest wait.
+const LONGEST_DELAY: Duration = Duration::from_secs(2);
 
 /// Everything that happens to output after the spool.
 pub(super) struct Publisher<S> {
@@ -141,40 +143,15 @@ async fn deliver<S: ChunkSink>(sink: Arc<S>, mut chunk: Prepared) -> Result<usiz
     } else {
         spawn_blocking(move || chunk.body()).await.map_err(|e| Fault::Internal(e.to_string()))??
     };
-    let mut tries = 0;
+    let mut delays = Delays::new(FIRST_DELAY, LONGEST_DELAY);
     loop {
         match sink.publish(subject.clone(), msg_id.clone(), content_type, body.clone()).await {
             Ok(()) => return Ok(len),
             Err(SinkError::Refused(reason)) => return Err(Fault::Refused { msg_id, reason }),
             Err(SinkError::Retry(reason)) => {
-                tracing::debug!(%msg_id, tries, %reason, "chunk not confirmed");
-                tokio::time::sleep(backoff(tries)).await;
-                tries += 1;
+                tracing::debug!(%msg_id, %reason, "chunk not confirmed");
+                delays.wait().await;
             }
         }
-    }
-}
-
-/// Doubles up to the limit; a random half of it, so that the chunks of a fleet do not come back in step.
-fn backoff(tries: u32) -> Duration {
-    let (first, longest) = BACKOFF;
-    let full = first.saturating_mul(1 << tries.min(10)).min(longest);
-    // The standard library's hash keys are its only source of randomness; this is all that is needed here.
-    let random = RandomState::new().hash_one(tries) % 1000;
-    full / 2 + (full / 2).mul_f64(random as f64 / 1000.0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn backoff_grows_to_its_limit_and_varies() {
-        for tries in 0..40 {
-            let full = Duration::from_millis(50 << tries.min(10)).min(Duration::from_secs(2));
-            let delay = backoff(tries);
-            assert!(delay >= full / 2 && delay <= full, "{tries}: {delay:?}");
-        }
-        assert!((0..20).map(|_| backoff(9)).collect::<std::collections::HashSet<_>>().len() > 1);
     }
 }

@@ -10,33 +10,27 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::Stop;
 use super::capacity::{Need, Permit};
-use super::run::{Account, Ended, Interrupt, Run, Signals};
-use super::story::{self, Story};
+use super::drive::Claimed;
+use super::story::Story;
 use crate::bus::BusError;
-use crate::bus::chain::{Appended, ChainEnd, ChainWriter, Head, SpooledEvent};
+use crate::bus::chain::{ChainEnd, ChainWriter, Head};
 use crate::bus::control::{CancelRequest, CancelWatch};
 use crate::bus::delivery::Delivery;
 use crate::claim::{Attempt, Decision, Ending, Situation, decide};
-use crate::config::OnLeaseLoss;
-use crate::intake::{self, Lease, Loss, Poison, Renewer, Task};
+use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
 use crate::retry::Delays;
-use crate::settle::{Disposition, dispose};
-use crate::task::event::{Event, EventKind, RetryInfo, Status};
-use crate::task::stage::Stage;
 use crate::task::{Reason, TaskId, Tenant, Time};
 use crate::wire::event::Encoded;
 
 /// What becomes of the message.
 #[derive(Debug)]
-enum LeaseEnd {
+pub(super) enum LeaseEnd {
     Ack(Receipt),
     GiveBack(Duration),
     Forsake,
@@ -183,7 +177,7 @@ async fn patiently<T, F: Future<Output = Result<T, BusError>>>(shared: &Shared, 
 }
 
 /// Until when a claim may be tried: afterwards the message may be another worker's.
-fn claim_deadline(shared: &Shared, delivery: &Delivery) -> Instant {
+pub(super) fn claim_deadline(shared: &Shared, delivery: &Delivery) -> Instant {
     delivery.received + shared.ack_wait().mul_f64(0.75)
 }
 
@@ -241,7 +235,11 @@ async fn end_unrun(shared: &Arc<Shared>, delivery: &Delivery, mut writer: ChainW
 }
 
 /// Appends a terminal event and makes the receipt. `chunks` belongs to the manifest that the event carries, if it has one.
-async fn append_end(writer: &mut ChainWriter, encoded: Result<Encoded, BusError>, chunks: Option<AllChunksConfirmed>) -> LeaseEnd {
+pub(super) async fn append_end(
+    writer: &mut ChainWriter,
+    encoded: Result<Encoded, BusError>,
+    chunks: Option<AllChunksConfirmed>,
+) -> LeaseEnd {
     let appended = match encoded {
         Ok(encoded) => writer.append_encoded(encoded.clone()).await.map(|fate| ChainEnd::of_append(&encoded, fate)),
         Err(error) => Err(error),
@@ -252,173 +250,6 @@ async fn append_end(writer: &mut ChainWriter, encoded: Result<Encoded, BusError>
         Err(error) => {
             tracing::error!(%error, "a terminal event cannot be stored");
             LeaseEnd::Forsake
-        }
-    }
-}
-
-/// A task that is about to be ours.
-struct Claimed<'a> {
-    shared: &'a Arc<Shared>,
-    lease: &'a Lease,
-    task: &'a Task,
-    plan: &'a Plan,
-    story: &'a Story,
-    attempt: Attempt,
-    traceparent: Option<&'a str>,
-}
-
-impl Claimed<'_> {
-    /// None when the chain is not what the writer expects.
-    async fn claim_and_drive(self, mut writer: ChainWriter, cancel: &mut CancelWatch) -> Option<LeaseEnd> {
-        if *self.shared.stop.borrow() >= Stop::Drain {
-            return Some(LeaseEnd::GiveBack(Duration::ZERO));
-        }
-        let delivery = self.lease.delivery();
-        let validating = Stage::Validating.entered();
-        let run = story::run_info(self.task, delivery, &self.plan.limits);
-        let append = writer.append(|link| Event {
-            run: Some(run.clone()),
-            assignment: story::carried(delivery),
-            ..self.story.event(EventKind::TaskStarted, link)
-        });
-        let fence = match tokio::time::timeout_at(claim_deadline(self.shared, delivery), append).await {
-            Ok(Ok(Appended::Stored(sequence))) => sequence,
-            Ok(Ok(Appended::Fenced)) => return None,
-            Ok(Err(error)) => {
-                tracing::error!(%error, task_id = %self.task.task_id, "cannot claim");
-                return Some(LeaseEnd::Forsake);
-            }
-            Err(_) => {
-                tracing::warn!(task_id = %self.task.task_id, "not claimed in time");
-                return Some(LeaseEnd::Forsake);
-            }
-        };
-        tracing::info!(task_id = %self.task.task_id, tenant = %self.task.tenant, class = %self.task.class, attempt = self.attempt.number, "started");
-        let (interrupts, interrupt) = watch::channel(None);
-        let nonce = self.story.nonce.clone();
-        let bus = self.shared.bus.clone();
-        let renewer = Renewer::new(bus, self.lease, self.task.tenant.clone(), self.task.task_id.clone(), nonce, self.shared.ack_wait());
-        let (leases, lease) = watch::channel(renewer.deadline());
-        let run = Run {
-            shared: self.shared,
-            task: self.task,
-            plan: self.plan,
-            story: self.story,
-            fence,
-            traceparent: self.traceparent,
-            run,
-            claimed: Instant::now(),
-            stages: vec![validating],
-            signals: Signals { interrupt, lease },
-        };
-        let drive = Box::pin(self.drive(run, writer));
-        Some(guard(self.shared, drive, renewer, cancel, &interrupts, &leases).await)
-    }
-
-    /// Runs the attempt and stores what there is to say about it.
-    async fn drive(&self, run: Run<'_>, mut writer: ChainWriter) -> LeaseEnd {
-        match run.go(&mut writer).await {
-            Ended::Lost => {
-                tracing::warn!(task_id = %self.task.task_id, attempt = self.attempt.number, "task lost: stopped, nothing published");
-                LeaseEnd::Forsake
-            }
-            Ended::Unfinished(why) => {
-                let released = writer.append(|link| Event { error: Some(why), ..self.story.event(EventKind::TaskReleased, link) }).await;
-                match released {
-                    Ok(Appended::Stored(_)) => LeaseEnd::GiveBack(Duration::ZERO),
-                    Ok(Appended::Fenced) | Err(_) => LeaseEnd::Forsake,
-                }
-            }
-            Ended::Said(account) => {
-                let counted = self.attempt.number - self.attempt.released;
-                match dispose(account.reason, &self.task.assignment.retry, self.plan, counted) {
-                    Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
-                    Disposition::End => self.commit(*account, writer).await,
-                }
-            }
-        }
-    }
-
-    async fn retry(&self, account: Account, delay: Duration, mut writer: ChainWriter) -> LeaseEnd {
-        let retry = RetryInfo { will_retry: true, next_attempt: Some(self.attempt.number + 1), not_before: Some(Time::now().plus(delay)) };
-        tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, ?delay, "another attempt follows");
-        let appended =
-            writer.append(|link| Event { retry: Some(retry), ..account.tell(self.story.event(EventKind::TaskRetrying, link)) }).await;
-        match appended {
-            Ok(Appended::Stored(_)) => LeaseEnd::GiveBack(delay),
-            Ok(Appended::Fenced) => LeaseEnd::Forsake,
-            Err(error) => {
-                tracing::error!(%error, "a retry cannot be stored");
-                LeaseEnd::Forsake
-            }
-        }
-    }
-
-    /// The terminal event: kept on disk first, then appended until it is stored or another worker's.
-    async fn commit(&self, account: Account, mut writer: ChainWriter) -> LeaseEnd {
-        let (kind, status) = if account.reason == Reason::Ok {
-            (EventKind::TaskCompleted, Status::Completed)
-        } else {
-            (EventKind::TaskFailed, Status::Failed)
-        };
-        tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, "ended");
-        let retry = RetryInfo { will_retry: false, next_attempt: None, not_before: None };
-        // A progress event whose answer was lost comes first.
-        match writer.settle_unsettled().await {
-            Ok(Some(Appended::Fenced)) | Err(_) => return LeaseEnd::Forsake,
-            Ok(Some(Appended::Stored(_)) | None) => {}
-        }
-        let mut chunks = None;
-        let encoded = writer.encode(|link| {
-            let (event, proof) = account.tell_with(self.story.event(kind, link));
-            chunks = proof;
-            Event { status: Some(status), retry: Some(retry), ..event }
-        });
-        let kept = encoded.as_ref().ok().and_then(|encoded| {
-            let name = format!("{}.{}.{}.json", self.task.tenant, self.task.task_id, self.attempt.number);
-            let kept = self.shared.instance.keep(&name, &SpooledEvent::new(&writer, encoded.clone()));
-            kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
-        });
-        let end = append_end(&mut writer, encoded, chunks).await;
-        if let Some(kept) = kept {
-            kept.settled();
-        }
-        end
-    }
-}
-
-/// Watches over a claimed task while `drive` takes it to its end: renews the lease, hears cancel requests and the worker's stop.
-async fn guard(
-    shared: &Shared,
-    mut drive: std::pin::Pin<Box<impl Future<Output = LeaseEnd>>>,
-    mut renewer: Renewer,
-    cancel: &mut CancelWatch,
-    interrupts: &watch::Sender<Option<Interrupt>>,
-    leases: &watch::Sender<Instant>,
-) -> LeaseEnd {
-    let mut stop = shared.stop.clone();
-    let mut canceled = false;
-    let mut lost = false;
-    loop {
-        // All arms are cancel safe; the renewer counts from its last confirmed renewal, not from its start.
-        tokio::select! {
-            end = &mut drive => return end,
-            loss = renewer.run(|until| { leases.send_replace(until); }), if !lost => {
-                if loss == Loss::Fenced || shared.config.lease.on_lease_loss == OnLeaseLoss::Stop {
-                    lost = true;
-                    interrupts.send_replace(Some(Interrupt::Lost));
-                }
-            }
-            request = cancel.canceled(), if !canceled => {
-                canceled = true;
-                interrupts.send_if_modified(|now| if now.is_none() { *now = Some(Interrupt::Canceled(request.reason)); true } else { false });
-            }
-            changed = stop.changed() => {
-                let now = *stop.borrow_and_update();
-                if changed.is_ok() && now >= Stop::Leave && !lost {
-                    interrupts.send_replace(Some(Interrupt::Leave { gently: now == Stop::Leave }));
-                }
-            }
         }
     }
 }

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Shared;
+use super::account::{Account, Stopped, judge};
 use super::progress::ProgressFile;
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
@@ -15,12 +16,11 @@ use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
 use crate::plan::Plan;
 use crate::prepare::{self, Facts, Launch, Workspace};
-use crate::report::{AllChunksConfirmed, Fault, LocalLogs, Recorded, Recorder, RecorderConfig, ReportError};
-use crate::supervisor::protocol::{ExitReport, ExitStatus};
-use crate::task::event::{Event, EventKind, Manifest, Progress, RunInfo, TaskResult};
-use crate::task::limits::Usage;
+use crate::report::{LocalLogs, Recorder, RecorderConfig};
+use crate::supervisor::protocol::ExitReport;
+use crate::task::event::{Event, EventKind, Progress, RunInfo};
 use crate::task::stage::{Stage, StageEntry};
-use crate::task::{ByteSize, Reason, Time};
+use crate::task::{Reason, Time};
 
 /// Longest wait for output that a process outside the task's tree still holds open.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -61,82 +61,6 @@ pub enum Ended {
     Lost,
 }
 
-/// What is to be said about a finished attempt.
-#[derive(Debug)]
-pub struct Account {
-    /// Typed.
-    pub reason: Reason,
-    /// For people.
-    pub error: Option<String>,
-    /// What to do.
-    pub hint: Option<String>,
-    /// How far it came.
-    pub phase: &'static str,
-    /// How it ran.
-    pub run: RunInfo,
-    /// Status of its process.
-    pub status: Option<ExitStatus>,
-    /// What it used.
-    pub usage: Option<Usage>,
-    /// End of its standard error.
-    pub stderr_tail: Option<String>,
-    /// What a reader must find of its output.
-    pub manifest: Option<Manifest>,
-    /// That all of it is stored.
-    pub chunks: Option<AllChunksConfirmed>,
-    /// What it gave back.
-    pub result: Option<TaskResult>,
-    /// Stage history.
-    pub stages: Vec<StageEntry>,
-}
-
-impl Account {
-    fn failed(reason: Reason, error: String, phase: &'static str, run: RunInfo, stages: Vec<StageEntry>) -> Self {
-        Self {
-            reason,
-            error: Some(error),
-            hint: None,
-            phase,
-            run,
-            status: None,
-            usage: None,
-            stderr_tail: None,
-            manifest: None,
-            chunks: None,
-            result: None,
-            stages,
-        }
-    }
-
-    /// Puts the account into an event.
-    #[must_use]
-    pub fn tell(self, event: Event) -> Event {
-        self.tell_with(event).0
-    }
-
-    /// Likewise, with the proof of its output for the receipt.
-    #[must_use]
-    pub fn tell_with(self, mut event: Event) -> (Event, Option<AllChunksConfirmed>) {
-        (event.exit_code, event.signal) = match self.status {
-            Some(ExitStatus::Code(code)) => (Some(code), None),
-            Some(ExitStatus::Signal(signal)) => (None, Some(signal)),
-            None => (None, None),
-        };
-        event.outcome = Some(self.reason.outcome());
-        event.reason = Some(self.reason);
-        event.phase = Some(self.phase.to_owned());
-        event.error = self.error;
-        event.hint = self.hint;
-        event.run = Some(self.run);
-        event.usage = self.usage;
-        event.stderr_tail = self.stderr_tail.filter(|tail| !tail.is_empty());
-        event.logs = self.manifest;
-        event.result = self.result;
-        event.stages = self.stages;
-        (event, self.chunks)
-    }
-}
-
 /// One attempt that was claimed.
 pub struct Run<'a> {
     /// The worker's parts.
@@ -167,17 +91,6 @@ struct Running {
     recorder: Recorder,
     progress: ProgressFile,
     started: Instant,
-}
-
-/// Why the process was told to stop.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Stopped {
-    Timeout,
-    Deadline,
-    Canceled(Option<String>),
-    Leaving,
-    Lost,
-    Output,
 }
 
 impl Run<'_> {
@@ -376,77 +289,6 @@ impl Run<'_> {
     }
 }
 
-/// What an ended process, its output and its result amount to.
-fn judge(
-    mut account: Account,
-    recorded: Result<Recorded, ReportError>,
-    stopped: Option<Stopped>,
-    report: &ExitReport,
-    plan: &Plan,
-    workspace: &Workspace,
-    duration: Duration,
-) -> Account {
-    (account.reason, account.error, account.hint) = verdict(stopped, report, plan);
-    match super::result::read(&workspace.result) {
-        Ok(value) => {
-            account.result = value.map(|value| TaskResult {
-                latency_ms: millis(duration),
-                outputs: vec![],
-                metrics: value.get("metrics").filter(|m| m.is_object()).cloned().unwrap_or_default(),
-                value,
-            });
-        }
-        // A task that failed anyway is told why it failed, not that its result is broken.
-        Err(error) if account.reason == Reason::Ok => {
-            (account.reason, account.error, account.phase) = (Reason::ResultInvalid, Some(error), "finalize");
-        }
-        Err(_) => {}
-    }
-    match recorded {
-        Ok(recorded) => (account.manifest, account.chunks) = (Some(recorded.manifest), Some(recorded.proof)),
-        Err(ReportError { fault, published, .. }) => {
-            let reason = match fault {
-                Fault::DiskFull { .. } => Reason::DiskFull,
-                Fault::Spool { .. } | Fault::Pipe { .. } | Fault::Refused { .. } | Fault::Internal(_) => Reason::Internal,
-            };
-            (account.reason, account.error, account.phase) = (reason, Some(format!("output is incomplete: {fault}")), "finalize");
-            (account.manifest, account.chunks) = published.map(|p| *p).unzip();
-        }
-    }
-    account.stages.push(Stage::Done.entered());
-    account
-}
-
-fn verdict(stopped: Option<Stopped>, report: &ExitReport, plan: &Plan) -> (Reason, Option<String>, Option<String>) {
-    match stopped {
-        Some(Stopped::Timeout) => {
-            let error = format!("still running after {} ms", plan.limits.timeout_ms);
-            (Reason::Timeout, Some(error), Some("raise execution.timeout_s, or make the task faster".to_owned()))
-        }
-        Some(Stopped::Deadline) => (Reason::DeadlinePassed, Some("still running at its deadline".to_owned()), None),
-        Some(Stopped::Canceled(reason)) => {
-            let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
-            (Reason::Canceled, Some(format!("canceled while running{why}")), None)
-        }
-        Some(Stopped::Output | Stopped::Leaving | Stopped::Lost) | None => by_itself(report, plan),
-    }
-}
-
-/// A program that ended by itself or by the kernel.
-fn by_itself(report: &ExitReport, plan: &Plan) -> (Reason, Option<String>, Option<String>) {
-    let reason = native::reason_of_exit(report);
-    let (error, hint) = match (reason, report.status) {
-        (Reason::Ok, _) => return (reason, None, None),
-        (Reason::OomKilled, _) => (
-            format!("killed by the kernel at its memory limit of {}", ByteSize(plan.limits.memory_bytes)),
-            "raise execution.resources.memory, or make the task use less",
-        ),
-        (_, ExitStatus::Code(code)) => (format!("exit status {code}"), "see stderr_tail and the log"),
-        (_, ExitStatus::Signal(signal)) => (format!("ended by signal {signal}"), "see stderr_tail and the log"),
-    };
-    (reason, Some(error), Some(hint.to_owned()))
-}
-
 /// Resolves when the task is lost. Cancel safe.
 async fn lost(interrupt: &mut watch::Receiver<Option<Interrupt>>) {
     if interrupt.wait_for(|i| *i == Some(Interrupt::Lost)).await.is_err() {
@@ -475,6 +317,6 @@ async fn follow_progress(file: &mut ProgressFile, interval_ms: u64, story: &Stor
     fenced
 }
 
-fn millis(duration: Duration) -> u64 {
+pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
