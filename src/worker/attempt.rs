@@ -81,6 +81,7 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         let Some(stored) = patiently(shared, lease, || shared.bus.stored_cancel(&task.tenant, &task.task_id)).await else {
             return LeaseEnd::Forsake;
         };
+        let stored = stored.or_else(|| cancel.heard());
         let plan_ok = Ok(plan.clone());
         let situation = situation(lease, task, &plan_ok, None, stored.as_ref());
         // What does not fit is looked at more closely before it is given back: a late delivery may be another worker's by now.
@@ -92,6 +93,7 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         }
     }
     let Some((head, stored)) = history(shared, lease, &task.tenant, &task.task_id).await else { return LeaseEnd::Forsake };
+    let stored = stored.or_else(|| cancel.heard());
     let decision = decide(&situation(lease, task, &plan, head.as_ref(), stored.as_ref()));
     match (decision, plan) {
         (Decision::AlreadyOver(over), _) => LeaseEnd::Ack(Receipt::of_end(over)),

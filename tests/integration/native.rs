@@ -475,8 +475,9 @@ async fn when_the_supervisor_is_killed_the_worker_sweeps() {
     let (_, _out) = first_line(out).await;
     let leader = process.pid();
     let parent = fs::read_to_string(format!("/proc/{leader}/status")).expect("status");
-    let parent: u32 = parent.lines().find_map(|l| l.strip_prefix("PPid:")).expect("parent").trim().parse().expect("number");
-    assert!(Command::new("kill").args(["-9", &parent.to_string()]).status().expect("kill").success());
+    let parent: i32 = parent.lines().find_map(|l| l.strip_prefix("PPid:")).expect("parent").trim().parse().expect("number");
+    let parent = rustix::process::Pid::from_raw(parent).expect("a process");
+    rustix::process::kill_process(parent, rustix::process::Signal::KILL).expect("it lives");
     assert!(process.wait().await.is_err());
     supervisor.supervisor_lost().await;
     assert!(!alive(leader));
