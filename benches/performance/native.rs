@@ -18,10 +18,10 @@ async fn supervisor() -> Supervisor {
     Supervisor::start(Path::new(WINDLASS), &config, &instance).await.expect("cgroups can be used")
 }
 
-fn program(name: String, argv: &[&str]) -> Program {
+fn program(name: String, cpus: f64, argv: &[&str]) -> Program {
     Program {
         cgroup: name,
-        limits: Limits { cpus: 0.1, memory_bytes: 256 << 20, pids: 512, timeout_ms: 0, io: None, enforced: true },
+        limits: Limits { cpus, memory_bytes: 256 << 20, pids: 512, timeout_ms: 0, io: None, enforced: true },
         argv: argv.iter().map(|a| (*a).to_owned()).collect(),
         env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
         cwd: "/".to_owned(),
@@ -40,7 +40,7 @@ pub async fn floor(tasks: usize, slots: usize) -> f64 {
     let one = |n: usize| {
         let supervisor = supervisor.clone();
         async move {
-            let mut process = supervisor.spawn(program(format!("floor.{n}"), &["/bin/true"]), null(), null(), null()).await.unwrap();
+            let mut process = supervisor.spawn(program(format!("floor.{n}"), 1.0, &["/bin/true"]), null(), null(), null()).await.unwrap();
             process.wait().await.unwrap();
         }
     };
@@ -57,7 +57,7 @@ pub async fn kill_200() {
     for n in 0..5 {
         let (read, write) = std::io::pipe().unwrap();
         let script = "for i in $(seq 200); do setsid sleep 1000 & done; echo ready; wait";
-        let program = program(format!("kill.{n}"), &["bash", "-c", script]);
+        let program = program(format!("kill.{n}"), 0.1, &["bash", "-c", script]);
         let mut process = supervisor.spawn(program, null(), write.into(), null()).await.unwrap();
         let ready = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
