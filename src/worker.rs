@@ -25,7 +25,7 @@ mod schedule;
 mod story;
 mod sweeper;
 
-pub use instance::{Instance, InstanceError, host_name};
+pub use instance::{Instance, InstanceError};
 
 use crate::bus::control::Cancels;
 use crate::bus::presence::Presence;

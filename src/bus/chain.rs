@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
-use bytes::Bytes;
 
 use super::store::Stored;
 use super::{Bus, BusError};
@@ -234,12 +233,6 @@ impl ChainWriter {
         Self { bus, tenant, task_id, encoding, expected, link, unsettled: None }
     }
 
-    /// Stream sequence of the last event of the chain as this writer knows it.
-    #[must_use]
-    pub fn sequence(&self) -> u64 {
-        self.expected
-    }
-
     /// Encodes the event that `build` makes for the next link, without sending it.
     ///
     /// # Errors
@@ -328,11 +321,5 @@ impl SpooledEvent {
     /// As [`Bus::append`].
     pub async fn replay(&self, bus: &Bus) -> Result<Appended, BusError> {
         bus.append(&self.tenant, &self.task_id, self.expected, &self.event).await
-    }
-
-    /// The event's body.
-    #[must_use]
-    pub fn body(&self) -> &Bytes {
-        &self.event.body
     }
 }

@@ -149,7 +149,7 @@ fn letter(bus: &Bus, message: async_nats::jetstream::message::StreamMessage) -> 
     let priority = bus.subjects().parse_task(&original_subject).map(|s| s.priority);
     DeadLetter {
         sequence: message.sequence,
-        stored_at: Time::from_micros(i64::try_from(message.time.unix_timestamp_nanos() / 1000).unwrap_or(0)),
+        stored_at: Time::from_nanos(message.time.unix_timestamp_nanos()),
         subject: message.subject.to_string(),
         reason: header("Windlass-Reason").unwrap_or_default(),
         error: header("Windlass-Error").unwrap_or_default(),

@@ -41,7 +41,7 @@ impl Delivery {
         let message = async_nats::jetstream::Message { message, context: bus.inner.js.clone() };
         let info = message.info().ok()?;
         let (deliveries, sequence) = (u64::try_from(info.delivered).unwrap_or(1), info.stream_sequence);
-        let micros = i64::try_from(info.published.unix_timestamp_nanos() / 1000).unwrap_or(0);
+        let submitted_at = Time::from_nanos(info.published.unix_timestamp_nanos());
         let message = message.message;
         Some(Self {
             bus: bus.clone(),
@@ -52,7 +52,7 @@ impl Delivery {
             received: Instant::now(),
             deliveries,
             sequence,
-            submitted_at: Time::from_micros(micros),
+            submitted_at,
         })
     }
 

@@ -86,18 +86,23 @@ fn streams(subjects: &Subjects, config: &Config) -> Vec<StreamConfig> {
             description: Some("windlass: dead letters".to_owned()),
             ..base(subjects.dead_stream(), subjects.dead_filter(None, None), s.dead_max_age_h)
         },
-        StreamConfig {
-            max_messages_per_subject: 1,
-            discard: DiscardPolicy::New,
-            allow_rollup: true,
-            allow_direct: true,
-            deny_delete: true,
-            max_age: Duration::from_secs(20),
-            duplicate_window: Duration::from_secs(20),
-            description: Some("windlass: presence of workers".to_owned()),
-            ..base(subjects.workers_stream(), subjects.worker_key(">"), 1.0)
-        },
+        presence(base(subjects.workers_stream(), subjects.worker_key(">"), 1.0)),
     ]
+}
+
+/// A key-value bucket whose entries go away by themselves.
+fn presence(base: StreamConfig) -> StreamConfig {
+    StreamConfig {
+        max_messages_per_subject: 1,
+        discard: DiscardPolicy::New,
+        allow_rollup: true,
+        allow_direct: true,
+        deny_delete: true,
+        max_age: Duration::from_secs(20),
+        duplicate_window: Duration::from_secs(20),
+        description: Some("windlass: presence of workers".to_owned()),
+        ..base
+    }
 }
 
 fn consumers(subjects: &Subjects, config: &Config) -> Vec<(String, pull::Config)> {
@@ -119,17 +124,22 @@ fn consumers(subjects: &Subjects, config: &Config) -> Vec<(String, pull::Config)
     config.classes.keys().flat_map(|class| Priority::ALL.into_iter().map(move |priority| one(class, priority))).collect()
 }
 
-/// The keys whose values carry promises: `(key, is, should be, can be changed)`.
-fn stream_differences(is: &StreamConfig, should: &StreamConfig) -> Vec<(&'static str, String, String, bool)> {
-    let mut differences = Vec::new();
-    macro_rules! compare {
-        ($($key:ident: $changeable:literal),* $(,)?) => {
-            $(if is.$key != should.$key {
-                differences.push((stringify!($key), format!("{:?}", is.$key), format!("{:?}", should.$key), $changeable));
-            })*
-        };
-    }
-    compare!(subjects: true, retention: false, storage: false, discard: true, max_messages_per_subject: true, discard_new_per_subject: true,
+/// A key that is not as it should be: `(key, is, should be, can be changed)`.
+type Difference = (&'static str, String, String, bool);
+
+/// The differences in the named keys, each with whether the server lets it be changed.
+macro_rules! compare {
+    ($is:ident, $should:ident, $($key:ident: $changeable:literal),* $(,)?) => {{
+        let mut differences: Vec<Difference> = Vec::new();
+        $(if $is.$key != $should.$key {
+            differences.push((stringify!($key), format!("{:?}", $is.$key), format!("{:?}", $should.$key), $changeable));
+        })*
+        differences
+    }};
+}
+
+fn stream_differences(is: &StreamConfig, should: &StreamConfig) -> Vec<Difference> {
+    let mut differences = compare!(is, should, subjects: true, retention: false, storage: false, discard: true, max_messages_per_subject: true, discard_new_per_subject: true,
         max_age: true, num_replicas: true, deny_delete: false, deny_purge: false, allow_rollup: true, duplicate_window: true);
     if should.max_bytes > 0 && is.max_bytes != should.max_bytes {
         differences.push(("max_bytes", is.max_bytes.to_string(), should.max_bytes.to_string(), true));
@@ -140,17 +150,8 @@ fn stream_differences(is: &StreamConfig, should: &StreamConfig) -> Vec<(&'static
     differences
 }
 
-fn consumer_differences(is: &pull::Config, should: &pull::Config) -> Vec<(&'static str, String, String, bool)> {
-    let mut differences = Vec::new();
-    macro_rules! compare {
-        ($($key:ident: $changeable:literal),* $(,)?) => {
-            $(if is.$key != should.$key {
-                differences.push((stringify!($key), format!("{:?}", is.$key), format!("{:?}", should.$key), $changeable));
-            })*
-        };
-    }
-    compare!(filter_subject: true, ack_policy: false, ack_wait: true, max_deliver: true, max_ack_pending: true, max_waiting: false, backoff: true);
-    differences
+fn consumer_differences(is: &pull::Config, should: &pull::Config) -> Vec<Difference> {
+    compare!(is, should, filter_subject: true, ack_policy: false, ack_wait: true, max_deliver: true, max_ack_pending: true, max_waiting: false, backoff: true)
 }
 
 /// Keys that a worker does not start without: they carry the promises. The others are sizes and ages, an operator's choice.
@@ -199,7 +200,7 @@ pub async fn plan(bus: &Bus, config: &Config) -> Result<Vec<Change>, BusError> {
     Ok(changes)
 }
 
-fn change(what: String, differences: Option<Vec<(&'static str, String, String, bool)>>) -> Change {
+fn change(what: String, differences: Option<Vec<Difference>>) -> Change {
     let Some(differences) = differences else { return Change { what, action: Action::Create, differences: vec![] } };
     let action = match differences.as_slice() {
         [] => Action::Keep,

@@ -1,7 +1,6 @@
 //! Names of subjects, streams and consumers: pure text.
 
-use crate::task::log_chunk::LogStream;
-use crate::task::{ClassName, EventKind, Priority, TaskId, Tenant, WorkerId};
+use crate::task::{ClassName, EventKind, Priority, TaskId, Tenant};
 
 /// All names below one prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -147,12 +146,6 @@ impl Subjects {
         format!("{}.logs.{tenant}.{task_id}.{attempt}", self.prefix)
     }
 
-    /// Where chunks of one stream are published.
-    #[must_use]
-    pub fn log(&self, tenant: &Tenant, task_id: &TaskId, attempt: u32, stream: LogStream) -> String {
-        format!("{}.{}", self.log_base(tenant, task_id, attempt), stream.as_str())
-    }
-
     /// All chunks of a task.
     #[must_use]
     pub fn logs_of(&self, tenant: &Tenant, task_id: &TaskId) -> String {
@@ -177,12 +170,6 @@ impl Subjects {
         let rest = subject.strip_prefix(&self.prefix)?.strip_prefix(".control.")?;
         let (tenant, task_id) = rest.split_once('.')?;
         Some((Tenant::new(tenant).ok()?, TaskId::new(task_id).ok()?))
-    }
-
-    /// Requests to one worker.
-    #[must_use]
-    pub fn worker_control(&self, worker_id: &WorkerId) -> String {
-        format!("{}.control-workers.{worker_id}", self.prefix)
     }
 
     /// Where a dead letter goes; tokens that are none become `_`.

@@ -93,13 +93,12 @@ impl Bus {
         let filter = self.subjects().task_anywhere(tenant, task_id);
         let Some(message) = self.last_message(&self.subjects().tasks_stream(), &filter).await? else { return Ok(None) };
         let Some(subject) = self.subjects().parse_task(&message.subject) else { return Ok(None) };
-        let micros = i64::try_from(message.time.unix_timestamp_nanos() / 1000).unwrap_or(0);
         Ok(Some(Queued {
             sequence: message.sequence,
             class: subject.class,
             priority: subject.priority,
             tenant: subject.tenant,
-            submitted_at: Time::from_micros(micros),
+            submitted_at: Time::from_nanos(message.time.unix_timestamp_nanos()),
             payload: message.payload,
         }))
     }

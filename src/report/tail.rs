@@ -28,11 +28,7 @@ impl StderrTail {
         let start = if bytes.len() < KEEP { 0 } else { next_char(bytes, 0) };
         let text = String::from_utf8_lossy(&bytes[start..]).into_owned();
         // A replaced byte takes three.
-        let mut from = text.len().saturating_sub(KEEP);
-        while !text.is_char_boundary(from) {
-            from += 1;
-        }
-        text[from..].to_owned()
+        text[text.ceil_char_boundary(text.len().saturating_sub(KEEP))..].to_owned()
     }
 }
 

@@ -25,6 +25,12 @@ impl Time {
         Self(Timestamp::from_microsecond(micros).unwrap_or(if micros < 0 { Timestamp::MIN } else { Timestamp::MAX }))
     }
 
+    /// Nanoseconds since 1970, as the server stamps messages; what is finer than a microsecond is cut off.
+    #[must_use]
+    pub fn from_nanos(nanos: i128) -> Self {
+        Self::from_micros(i64::try_from(nanos / 1000).unwrap_or(if nanos < 0 { i64::MIN } else { i64::MAX }))
+    }
+
     /// Microseconds since 1970.
     #[must_use]
     pub fn as_micros(self) -> i64 {

@@ -41,18 +41,8 @@ pub struct Encoded {
 }
 
 /// The headers that an event can have.
-const NAMES: [&str; 10] = [
-    "ce-specversion",
-    "ce-id",
-    "ce-source",
-    "ce-type",
-    "ce-subject",
-    "ce-time",
-    "ce-datacontenttype",
-    "ce-dataschema",
-    "Content-Type",
-    "traceparent",
-];
+const NAMES: [&str; 9] =
+    ["ce-specversion", "ce-id", "ce-source", "ce-type", "ce-subject", "ce-time", "ce-datacontenttype", "ce-dataschema", "Content-Type"];
 
 impl Encoded {
     /// Encodes `event`, shortened where it does not fit.
@@ -106,8 +96,7 @@ const SHORTENERS: &[(&str, Shorten)] = &[
 fn cut(text: &mut Option<String>) -> bool {
     match text {
         Some(text) if text.len() > SHORT_TEXT => {
-            let end = (0..=SHORT_TEXT).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-            text.truncate(end);
+            text.truncate(text.floor_char_boundary(SHORT_TEXT));
             text.push_str(" …(shortened)");
             true
         }

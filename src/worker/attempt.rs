@@ -74,23 +74,8 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     let plan = plan::plan(task, class, shared.enforced);
     // Listen first, then read what is stored: so no request is missed.
     let mut cancel = shared.cancels.watch(&task.tenant, &task.task_id);
-    // A message that comes for the first time has no chain, almost always: the claim itself finds out if it has.
-    if lease.delivery().deliveries == 1
-        && let Ok(plan) = &plan
-    {
-        let Some(stored) = patiently(shared, lease, || shared.bus.stored_cancel(&task.tenant, &task.task_id)).await else {
-            return LeaseEnd::Forsake;
-        };
-        let stored = stored.or_else(|| cancel.heard());
-        let plan_ok = Ok(plan.clone());
-        let situation = situation(lease, task, &plan_ok, None, stored.as_ref());
-        // What does not fit is looked at more closely before it is given back: a late delivery may be another worker's by now.
-        if let Decision::Start(number) = decide(&situation)
-            && permit.resize(need(plan))
-            && let Some(end) = start(shared, lease, task, plan, number, None, permit, &mut cancel).await
-        {
-            return end;
-        }
+    if let Some(end) = first_delivery(shared, lease, task, &plan, permit, &mut cancel).await {
+        return end;
     }
     let Some((head, stored)) = history(shared, lease, &task.tenant, &task.task_id).await else { return LeaseEnd::Forsake };
     let stored = stored.or_else(|| cancel.heard());
@@ -120,6 +105,35 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
             let started = start(shared, lease, task, &plan, number, head.as_ref(), permit, &mut cancel).await;
             // Somebody else was faster.
             started.unwrap_or(LeaseEnd::Forsake)
+        }
+    }
+}
+
+/// A message that comes for the first time has no chain, almost always: the claim itself finds out if it has. None when its
+/// history has to be read after all.
+async fn first_delivery(
+    shared: &Arc<Shared>,
+    lease: &Lease,
+    task: &Task,
+    plan: &Result<Plan, Rejection>,
+    permit: &mut Permit,
+    cancel: &mut CancelWatch,
+) -> Option<LeaseEnd> {
+    let Ok(accepted) = plan else { return None };
+    if lease.delivery().deliveries != 1 {
+        return None;
+    }
+    let Some(stored) = patiently(shared, lease, || shared.bus.stored_cancel(&task.tenant, &task.task_id)).await else {
+        return Some(LeaseEnd::Forsake);
+    };
+    let stored = stored.or_else(|| cancel.heard());
+    match decide(&situation(lease, task, plan, None, stored.as_ref())) {
+        // What does not fit is looked at more closely before it is given back: a late delivery may be another worker's by now.
+        Decision::Start(number) if permit.resize(need(accepted)) => {
+            start(shared, lease, task, accepted, number, None, permit, cancel).await
+        }
+        Decision::Start(_) | Decision::AlreadyOver(_) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
+            None
         }
     }
 }

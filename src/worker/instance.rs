@@ -41,8 +41,7 @@ pub enum InstanceError {
 }
 
 /// The host's name.
-#[must_use]
-pub fn host_name() -> String {
+fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 

@@ -86,8 +86,7 @@ fn parse(line: &[u8]) -> Option<Progress> {
     progress.pct = progress.pct.filter(|p| p.is_finite()).map(|p| p.clamp(0.0, 100.0));
     for text in [&mut progress.stage, &mut progress.message].into_iter().flatten() {
         if text.len() > MAX_TEXT {
-            let end = (0..=MAX_TEXT).rev().find(|i| text.is_char_boundary(*i)).unwrap_or(0);
-            text.truncate(end);
+            text.truncate(text.floor_char_boundary(MAX_TEXT));
         }
     }
     (progress != Progress { stage: None, pct: None, message: None }).then_some(progress)

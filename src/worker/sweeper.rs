@@ -91,8 +91,7 @@ impl Sweeper {
         while Instant::now() < until
             && let Some(message) = tail.next().await?
         {
-            let micros = i64::try_from(message.time.unix_timestamp_nanos() / 1000).unwrap_or(0);
-            if !Self::old_enough(shared, Time::from_micros(micros)) {
+            if !Self::old_enough(shared, Time::from_nanos(message.time.unix_timestamp_nanos())) {
                 break;
             }
             self.events = message.sequence;
