@@ -50,6 +50,14 @@ pub struct Attempt {
     pub released: u32,
 }
 
+impl Attempt {
+    /// How many attempts count against `max_attempts`, this one included.
+    #[must_use]
+    pub fn counted(self) -> u32 {
+        self.number.saturating_sub(self.released)
+    }
+}
+
 /// What the decision is made of.
 #[derive(Debug)]
 pub struct Situation<'a> {
@@ -80,10 +88,10 @@ fn so_far(head: Option<&Head>) -> Attempt {
 /// True when whoever runs the task got its message after this delivery: this worker was frozen, or its socket full, with
 /// the message in it. To claim on top would end a healthy attempt. A message that was queued again is another message; a
 /// consumer that was made anew counts from 1 again, which costs a few `ack_wait`.
-fn is_stale(situation: &Situation<'_>, head: &Head) -> bool {
+pub(crate) fn is_stale(head: &Head, deliveries: u64, submitted_at: Time) -> bool {
     let owner = &head.event.task;
     let runs = matches!(head.event.event, EventKind::TaskStarted | EventKind::TaskProgress);
-    runs && owner.submitted_at == situation.submitted_at && owner.deliveries >= situation.deliveries
+    runs && owner.submitted_at == submitted_at && owner.deliveries >= deliveries
 }
 
 /// Decides what a task's history allows.
@@ -99,7 +107,7 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
         if let Some(over) = ChainEnd::of_head(head) {
             return Decision::AlreadyOver(over);
         }
-        if is_stale(situation, head) {
+        if is_stale(head, situation.deliveries, situation.submitted_at) {
             return Decision::Stale;
         }
     }
@@ -111,7 +119,7 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
         Ok(plan) => plan,
         Err(rejection) => return end(rejection.reason, rejection.error.clone(), Some(rejection.hint.clone())),
     };
-    if attempts.number - attempts.released.min(attempts.number) >= plan.max_attempts {
+    if attempts.counted() >= plan.max_attempts {
         let lost = head.map_or_else(String::new, |h| format!("; the last one was lost with worker {}", h.event.worker.worker_id));
         let error = format!("all {} attempts were used and none came to an end{lost}", plan.max_attempts);
         return end(

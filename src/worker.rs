@@ -22,8 +22,8 @@ mod progress;
 mod result;
 mod run;
 mod schedule;
-mod story;
-mod sweeper;
+pub(crate) mod story;
+pub(crate) mod sweeper;
 
 pub use instance::{Instance, InstanceError};
 

@@ -51,14 +51,14 @@ pub enum Appended {
 
 /// What the server's answer to an append means.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     Stored(u64),
     ReadBack,
     Again,
     Never,
 }
 
-fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
+pub(crate) fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
     match answer {
         Ok(stored) => Answer::Stored(stored.sequence),
         Err(BusError::Refused { code: WRONG_LAST_SEQUENCE | IN_FLIGHT, .. }) => Answer::ReadBack,
@@ -71,7 +71,7 @@ fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
 }
 
 /// What the chain's last event means for an append that expected `expected` and may have been stored.
-fn after_read_back(head: Option<&Head>, expected: u64, mine: &Encoded) -> Option<Appended> {
+pub(crate) fn after_read_back(head: Option<&Head>, expected: u64, mine: &Encoded) -> Option<Appended> {
     match head {
         Some(head) if head.event.nonce == mine.nonce && head.event.id == mine.id => Some(Appended::Stored(head.sequence)),
         Some(head) if head.sequence != expected => Some(Appended::Fenced),
@@ -209,6 +209,17 @@ pub struct Link {
     pub prev_sha256: Option<String>,
 }
 
+impl Link {
+    /// The link that follows `head`, with the sequence that its append expects.
+    #[must_use]
+    pub fn after(head: Option<&Head>) -> (u64, Self) {
+        match head {
+            Some(head) => (head.sequence, Self { seq: head.event.seq + 1, prev_sha256: Some(head.sha256.clone()) }),
+            None => (0, Self { seq: 0, prev_sha256: None }),
+        }
+    }
+}
+
 /// The writing end of one task's chain, for whoever holds it now.
 #[derive(Debug)]
 pub struct ChainWriter {
@@ -226,10 +237,7 @@ impl ChainWriter {
     /// A writer that goes on after `head`.
     #[must_use]
     pub fn after(bus: Bus, tenant: Tenant, task_id: TaskId, encoding: Encoding, head: Option<&Head>) -> Self {
-        let (expected, link) = match head {
-            Some(head) => (head.sequence, Link { seq: head.event.seq + 1, prev_sha256: Some(head.sha256.clone()) }),
-            None => (0, Link { seq: 0, prev_sha256: None }),
-        };
+        let (expected, link) = Link::after(head);
         Self { bus, tenant, task_id, encoding, expected, link, unsettled: None }
     }
 

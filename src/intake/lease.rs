@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::bus::chain::Head;
 use crate::bus::delivery::Delivery;
 use crate::bus::{Bus, BusError};
 use crate::report::Receipt;
@@ -127,7 +128,12 @@ impl Renewer {
     async fn renew(&self) -> Result<bool, BusError> {
         self.delivery.progress().await?;
         let head = self.bus.head(&self.tenant, &self.task_id).await?;
-        // A terminal event of our own nonce is ours as well: it is being committed.
-        Ok(head.is_none_or(|head| head.event.nonce == self.nonce))
+        Ok(is_ours(head.as_ref(), &self.nonce))
     }
+}
+
+/// Whether a chain that ends with `head` is that of the attempt with `nonce`. A terminal event of it is ours as well: it is
+/// being committed.
+pub(crate) fn is_ours(head: Option<&Head>, nonce: &str) -> bool {
+    head.is_none_or(|head| head.event.nonce == nonce)
 }

@@ -96,13 +96,10 @@ impl Claimed<'_> {
                     Ok(Appended::Fenced) | Err(_) => LeaseEnd::Forsake,
                 }
             }
-            Ended::Said(account) => {
-                let counted = self.attempt.number - self.attempt.released;
-                match dispose(account.reason, &self.task.assignment.retry, self.plan, counted) {
-                    Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
-                    Disposition::End => self.commit(*account, writer).await,
-                }
-            }
+            Ended::Said(account) => match dispose(account.reason, &self.task.assignment.retry, self.plan, self.attempt.counted()) {
+                Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
+                Disposition::End => self.commit(*account, writer).await,
+            },
         }
     }
 
