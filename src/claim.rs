@@ -14,8 +14,8 @@ use crate::task::{EventKind, Reason, Time};
 /// What is to be done with a delivered task.
 #[derive(Debug)]
 pub enum Decision {
-    /// Its chain has ended: acknowledge, nothing else.
-    AlreadyOver(ChainEnd),
+    /// Its chain has ended: acknowledge. Before that the dead letter with this reason, which the end may still owe.
+    AlreadyOver(ChainEnd, Option<Reason>),
     /// Another task has used this id: a dead letter, and acknowledge.
     IdReused,
     /// Its message was handed to somebody later, who has claimed it: say nothing, neither ack nor nak.
@@ -56,6 +56,33 @@ impl Attempt {
     pub fn counted(self) -> u32 {
         self.number.saturating_sub(self.released)
     }
+}
+
+/// When the end of a task that is not run asks for a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Letter {
+    /// Never.
+    None,
+    /// Before the end is stored: nobody can run such a task.
+    First,
+    /// When the end is stored: before, the worker that was taken for lost may still finish the task.
+    After,
+}
+
+pub(crate) fn letter(reason: Reason) -> Letter {
+    if matches!(reason, Reason::InvalidAssignment | Reason::PolicyRefused | Reason::Unschedulable) {
+        Letter::First
+    } else if reason == Reason::AttemptsExhausted {
+        Letter::After
+    } else {
+        Letter::None
+    }
+}
+
+/// The dead letter that a message owes before it leaves the queue, when its chain ended with `head`: whoever stored the end
+/// may have died before the letter. A second one for the same message is none.
+pub(crate) fn owed_letter(head: &Head) -> Option<Reason> {
+    head.event.reason.filter(|reason| letter(*reason) == Letter::After)
 }
 
 /// What the decision is made of.
@@ -105,7 +132,7 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
             return Decision::IdReused;
         }
         if let Some(over) = ChainEnd::of_head(head) {
-            return Decision::AlreadyOver(over);
+            return Decision::AlreadyOver(over, owed_letter(head));
         }
         if is_stale(head, situation.deliveries, situation.submitted_at) {
             return Decision::Stale;

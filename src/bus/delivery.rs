@@ -5,6 +5,7 @@
 
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{HeaderMap, Message, Request, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -67,8 +68,12 @@ impl Delivery {
         self.answer("+ACK".into()).await
     }
 
-    /// Gives the message back, to be handed out again after `delay`; confirmed.
+    /// Gives the message back, to be handed out again after `delay`; confirmed. Refused while the connection is away: the
+    /// client would send it when it is back, however late, and so take the message from whoever runs it then.
     pub(crate) async fn nak(&self, delay: Duration) -> Result<(), BusError> {
+        if self.bus.inner.client.connection_state() != State::Connected {
+            return Err(BusError::NoResponders { what: format!("the delivery of {}", self.subject) });
+        }
         let body = if delay.is_zero() { "-NAK".to_owned() } else { format!("-NAK {{\"delay\":{}}}", delay.as_nanos()) };
         self.answer(body.into()).await
     }

@@ -12,7 +12,10 @@ use crate::retry::Delays;
 use crate::task::{TaskId, Tenant};
 
 /// Tries of an answer that ends a lease. Losing it is harmless: the next owner sees that the task is over.
-const END_TRIES: u32 = 8;
+const ACK_TRIES: u32 = 8;
+/// A nak is sent once. One whose answer was lost has been obeyed: a second one would hand out what another worker runs by
+/// then, and end its attempt. Without any, the message comes back after `ack_wait`.
+pub(crate) const NAK_TRIES: u32 = 1;
 
 /// Holds a message until the task's fate is stored.
 #[derive(Debug)]
@@ -35,12 +38,12 @@ impl Lease {
 
     /// Removes the message from the queue.
     pub async fn ack(self, _receipt: Receipt) {
-        self.end("ack", || self.delivery.ack()).await;
+        self.end("ack", ACK_TRIES, || self.delivery.ack()).await;
     }
 
     /// Gives the message back, to be handed out again after `delay`.
     pub async fn give_back(self, delay: Duration) {
-        self.end("give back", || self.delivery.nak(delay)).await;
+        self.end("give back", NAK_TRIES, || self.delivery.nak(delay)).await;
     }
 
     /// Sends nothing: the message is another worker's now, or will be when `ack_wait` is over.
@@ -48,9 +51,9 @@ impl Lease {
         tracing::debug!(subject = self.delivery.subject, "lease forsaken");
     }
 
-    async fn end<F: Future<Output = Result<(), BusError>>>(&self, what: &str, answer: impl Fn() -> F) {
+    async fn end<F: Future<Output = Result<(), BusError>>>(&self, what: &str, tries: u32, answer: impl Fn() -> F) {
         let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
-        for left in (0..END_TRIES).rev() {
+        for left in (0..tries).rev() {
             match answer().await {
                 Ok(()) => return,
                 Err(error) if left == 0 => tracing::warn!(%error, subject = self.delivery.subject, "cannot {what}; the next owner will"),

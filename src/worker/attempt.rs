@@ -20,7 +20,7 @@ use crate::bus::BusError;
 use crate::bus::chain::{ChainEnd, ChainWriter, Head};
 use crate::bus::control::{CancelRequest, CancelWatch};
 use crate::bus::delivery::Delivery;
-use crate::claim::{Attempt, Decision, Ending, Situation, decide};
+use crate::claim::{Attempt, Decision, Ending, Letter, Situation, decide, is_stale, letter};
 use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
@@ -58,6 +58,21 @@ pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit
     shared.running.fetch_sub(1, Ordering::Relaxed);
 }
 
+/// Gives back a delivery that nobody waits for any more, unless its task runs on a later one by now: handed out again, it
+/// would end a healthy attempt.
+pub async fn hand_back(shared: Arc<Shared>, delivery: Delivery) {
+    let lease = Lease::new(delivery);
+    let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
+        Err(_) => LeaseEnd::GiveBack(Duration::ZERO),
+        Ok(task) => match patiently(&shared, &lease, || shared.bus.head(&task.tenant, &task.task_id)).await {
+            Some(Some(head)) if is_stale(&head, lease.delivery().deliveries, lease.delivery().submitted_at) => LeaseEnd::Forsake,
+            Some(_) => LeaseEnd::GiveBack(Duration::ZERO),
+            None => LeaseEnd::Forsake,
+        },
+    };
+    end.end(lease).await;
+}
+
 fn situation<'a>(
     lease: &Lease,
     task: &'a Task,
@@ -81,7 +96,11 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     let stored = stored.or_else(|| cancel.heard());
     let decision = decide(&situation(lease, task, &plan, head.as_ref(), stored.as_ref()));
     match (decision, plan) {
-        (Decision::AlreadyOver(over), _) => LeaseEnd::Ack(Receipt::of_end(over)),
+        (Decision::AlreadyOver(over, None), _) => LeaseEnd::Ack(Receipt::of_end(over)),
+        (Decision::AlreadyOver(_, Some(reason)), _) => {
+            let error = head.and_then(|head| head.event.error).unwrap_or_default();
+            bury(shared, lease.delivery(), reason, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+        }
         (Decision::IdReused, _) => {
             let error = format!(
                 "task_id: {:?} was used before by a task with other content; a task's id is its own for ever",
@@ -132,7 +151,7 @@ async fn first_delivery(
         Decision::Start(number) if permit.resize(need(accepted)) => {
             start(shared, lease, task, accepted, number, None, permit, cancel).await
         }
-        Decision::Start(_) | Decision::AlreadyOver(_) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
+        Decision::Start(_) | Decision::AlreadyOver(..) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
             None
         }
     }
@@ -241,13 +260,15 @@ async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, poison: Poison) 
 
 /// Ends a task that is not run.
 async fn end_unrun(shared: &Arc<Shared>, delivery: &Delivery, mut writer: ChainWriter, story: &Story, ending: &Ending) -> LeaseEnd {
-    let dead =
-        matches!(ending.reason, Reason::InvalidAssignment | Reason::PolicyRefused | Reason::Unschedulable | Reason::AttemptsExhausted);
-    if dead && bury(shared, delivery, ending.reason, &ending.error).await.is_none() {
+    let bury = || bury(shared, delivery, ending.reason, &ending.error);
+    if letter(ending.reason) == Letter::First && bury().await.is_none() {
         return LeaseEnd::Forsake;
     }
     let encoded = writer.encode(|link| story.not_run(ending.reason, &ending.error, ending.hint.as_deref(), link));
-    append_end(&mut writer, encoded, None).await
+    match append_end(&mut writer, encoded, None).await {
+        LeaseEnd::Ack(_) if letter(ending.reason) == Letter::After => bury().await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack),
+        end => end,
+    }
 }
 
 /// Appends a terminal event and makes the receipt. `chunks` belongs to the manifest that the event carries, if it has one.

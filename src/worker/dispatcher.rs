@@ -14,7 +14,6 @@ use super::{Shared, Stop, WorkerError, attempt};
 use crate::bus::delivery::Delivery;
 use crate::bus::pull::{Pulled, Puller};
 use crate::bus::{BusError, Subjects};
-use crate::intake::Lease;
 use crate::retry::Delays;
 use crate::task::{ClassName, Priority};
 
@@ -143,10 +142,10 @@ impl Dispatcher {
     }
 
     fn give_back(&mut self, delivery: Delivery) {
-        self.attempts.spawn(async move { Lease::new(delivery).give_back(Duration::ZERO).await });
+        self.attempts.spawn(attempt::hand_back(Arc::clone(&self.shared), delivery));
     }
 
-    /// No new work: what comes in is given back at once, what runs gets its time.
+    /// No new work: what comes in is given back, what runs gets its time.
     async fn drain(mut self) -> Result<(), WorkerError> {
         tracing::info!(running = self.attempts.len(), "draining");
         for lane in self.lanes.values_mut() {
@@ -162,7 +161,7 @@ impl Dispatcher {
             tokio::select! {
                 pulled = self.pulled.recv(), if queues_open => match pulled {
                     Some((_, Pulled::Delivery(delivery))) => {
-                        attempts.spawn(async move { Lease::new(*delivery).give_back(Duration::ZERO).await });
+                        attempts.spawn(attempt::hand_back(Arc::clone(&shared), *delivery));
                     }
                     Some((_, Pulled::Ended { .. })) => {}
                     None => queues_open = false,

@@ -166,7 +166,11 @@ async fn guard(
     loop {
         // All arms are cancel safe; the renewer counts from its last confirmed renewal, not from its start.
         tokio::select! {
-            end = &mut drive => return end,
+            end = &mut drive => return match end {
+                // It may be another worker's message by now, and a nak would take it away again.
+                LeaseEnd::GiveBack(_) if Instant::now() >= *leases.borrow() => LeaseEnd::Forsake,
+                LeaseEnd::GiveBack(_) | LeaseEnd::Ack(_) | LeaseEnd::Forsake => end,
+            },
             loss = renewer.run(|until| { leases.send_replace(until); }), if !lost => {
                 if loss == Loss::Fenced || shared.config.lease.on_lease_loss == OnLeaseLoss::Stop {
                     lost = true;

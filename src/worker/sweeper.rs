@@ -14,6 +14,7 @@ use super::story::Story;
 use crate::bus::BusError;
 use crate::bus::chain::{ChainWriter, Head};
 use crate::bus::submit::{SubmitError, Submitted};
+use crate::claim::owed_letter;
 use crate::task::event::RawAssignment;
 use crate::task::{EventKind, Reason, TaskId, Tenant, Time};
 
@@ -98,8 +99,10 @@ impl Sweeper {
             let mut tokens = message.subject.rsplit('.').skip(1);
             let (Some(task_id), Some(tenant)) = (tokens.next(), tokens.next()) else { continue };
             let (Ok(tenant), Ok(task_id)) = (Tenant::new(tenant), TaskId::new(task_id)) else { continue };
-            if !self.mend(shared, &tenant, &task_id, swept).await? {
-                self.open.insert((tenant, task_id));
+            // Kept in mind before it is looked at: a look that fails must not be the last one.
+            self.open.insert((tenant.clone(), task_id.clone()));
+            if self.mend(shared, &tenant, &task_id, swept).await? {
+                self.open.remove(&(tenant, task_id));
             }
         }
         Ok(())
@@ -208,13 +211,15 @@ pub(crate) fn after_queue(answer: Result<Submitted, SubmitError>) -> Result<Requ
         Ok(_) => Ok(Requeued::Queued),
         Err(SubmitError::AlreadyQueued) => Ok(Requeued::There),
         Err(SubmitError::Bus(error)) => Err(error),
-        Err(SubmitError::TooLarge(_) | SubmitError::NoStream(_)) => Ok(Requeued::Never),
+        // The stream is there, for it was just searched: it has no leader at this moment.
+        Err(SubmitError::NoStream(what)) => Err(BusError::NoResponders { what }),
+        Err(SubmitError::TooLarge(_)) => Ok(Requeued::Never),
     }
 }
 
-/// Whether a queued message with this digest belongs to the chain that ends with `head`, and the chain has ended.
+/// Whether a queued message with this digest belongs to the chain that ends with `head`, and owes nothing.
 pub(crate) fn is_over(head: &Head, sha256: &str) -> bool {
-    head.event.task.assignment_sha256 == sha256 && head.event.event.is_terminal()
+    head.event.task.assignment_sha256 == sha256 && head.event.event.is_terminal() && owed_letter(head).is_none()
 }
 
 /// What is published again: subject, content type, bytes.
