@@ -48,6 +48,8 @@ pub mod config;
 pub mod dev;
 pub mod execute;
 pub mod intake;
+#[cfg(test)]
+mod model;
 pub mod plan;
 pub mod prepare;
 pub mod report;
