@@ -20,6 +20,9 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[cfg(feature = "crash-points")]
+#[path = "integration/crash_points.rs"]
+mod crash_points;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::store::request_error;
 use super::{Bus, BusError};
+use crate::crash::{self, Point};
 use crate::task::Time;
 
 /// One delivery.
@@ -64,13 +65,13 @@ impl Delivery {
 
     /// Removes the message from the queue; confirmed.
     pub(crate) async fn ack(&self) -> Result<(), BusError> {
-        self.answer("+ACK".into()).await
+        self.answer("+ACK".into()).await.inspect(|()| crash::point(Point::AckSent))
     }
 
     /// Gives the message back, to be handed out again after `delay`; confirmed.
     pub(crate) async fn nak(&self, delay: Duration) -> Result<(), BusError> {
         let body = if delay.is_zero() { "-NAK".to_owned() } else { format!("-NAK {{\"delay\":{}}}", delay.as_nanos()) };
-        self.answer(body.into()).await
+        self.answer(body.into()).await.inspect(|()| crash::point(Point::NakSent))
     }
 
     /// Starts `ack_wait` anew; confirmed.

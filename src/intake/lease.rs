@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use crate::bus::delivery::Delivery;
 use crate::bus::{Bus, BusError};
+use crate::crash::{self, Point};
 use crate::report::Receipt;
 use crate::retry::Delays;
 use crate::task::{TaskId, Tenant};
@@ -126,6 +127,7 @@ impl Renewer {
     /// One renewal; false when the chain is somebody else's.
     async fn renew(&self) -> Result<bool, BusError> {
         self.delivery.progress().await?;
+        crash::point(Point::Renewing);
         let head = self.bus.head(&self.tenant, &self.task_id).await?;
         // A terminal event of our own nonce is ours as well: it is being committed.
         Ok(head.is_none_or(|head| head.event.nonce == self.nonce))

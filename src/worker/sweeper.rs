@@ -14,6 +14,7 @@ use super::story::Story;
 use crate::bus::BusError;
 use crate::bus::chain::{ChainWriter, Head};
 use crate::bus::submit::SubmitError;
+use crate::crash::{self, Point};
 use crate::task::event::RawAssignment;
 use crate::task::{EventKind, Reason, TaskId, Tenant, Time};
 
@@ -67,6 +68,7 @@ impl Sweeper {
         if self.lock.is_none() {
             return Ok(None);
         }
+        crash::point(Point::SweepLocked);
         let mut swept = Swept::default();
         self.look_at_chains(shared, &mut swept).await?;
         self.look_at_queue(shared, &mut swept).await?;
@@ -123,6 +125,7 @@ impl Sweeper {
         match started.and_then(|head| head.event.assignment).as_ref().and_then(payload) {
             Some((subject, content_type, body)) => match bus.queue(subject, &content_type, body).await {
                 Ok(_) => {
+                    crash::point(Point::SweepQueued);
                     swept.requeued += 1;
                     tracing::warn!(%task_id, "its message was gone: queued again");
                     Ok(false)
@@ -142,6 +145,7 @@ impl Sweeper {
         let mut writer = ChainWriter::after(shared.bus.clone(), task.tenant, task.task_id, shared.config.events.encoding, Some(&head));
         let error = "its worker was lost and its message is gone from the queue";
         writer.append(|link| story.not_run(Reason::WorkerLost, error, Some("publish it again under a new task_id"), link)).await?;
+        crash::point(Point::SweepEnded);
         swept.ended += 1;
         Ok(true)
     }
@@ -163,6 +167,7 @@ impl Sweeper {
             let same = head.event.task.assignment_sha256 == crate::wire::sha256_hex(&message.payload);
             if same && head.event.event.is_terminal() && Self::old_enough(shared, head.event.time) {
                 bus.remove_queued(message.sequence).await?;
+                crash::point(Point::SweepRemoved);
                 swept.removed += 1;
                 tracing::warn!(%task_id, "it has ended: its message is removed from the queue");
             }

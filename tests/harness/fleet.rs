@@ -80,11 +80,21 @@ impl Fleet {
 
     /// Starts a worker with that name: with a name that was used before, it takes over that one's state directory.
     pub fn worker_named(&self, id: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
+        self.start_worker(id, settings, &[])
+    }
+
+    fn start_worker(&self, id: &str, settings: &[(&str, &str)], env: &[(&str, &str)]) -> Arc<Worker> {
         let mut all = self.settings.clone();
         all.extend(owned(settings));
-        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all));
+        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all, env));
         self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
         worker
+    }
+
+    /// As [`Fleet::worker_named`], to die at a crash point.
+    #[cfg(feature = "crash-points")]
+    pub fn armed(&self, id: &str, point: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
+        self.start_worker(id, settings, &[("WINDLASS_CRASH_AT", point)])
     }
 
     /// Runs a verb of the command line against this fleet.
@@ -103,10 +113,23 @@ impl Fleet {
         format!("windlass-test-{}", self.prefix)
     }
 
-    /// Processes of this fleet's tasks and workers that are alive.
+    /// Processes of this fleet's tasks and workers that are alive, and its supervisors.
     pub fn processes(&self) -> Vec<(u32, String)> {
         // With the slash: another fleet's name may begin with this one's.
-        leftovers::processes(&format!("{}/", self.dir.display()))
+        let mut found = leftovers::processes(&format!("{}/", self.dir.display()));
+        found.extend(leftovers::named(&format!("\"{}\"", self.cgroup_parent())));
+        found
+    }
+
+    /// Mounts, and files in places for temporary ones, that carry a name of this fleet or of one of its instances.
+    pub fn strays(&self) -> Vec<String> {
+        let instances = self.all_events().into_iter().map(|event| event.worker.instance);
+        let mut names: Vec<String> = instances.collect();
+        names.sort();
+        names.dedup();
+        let mut found = leftovers::mounts(&format!("{}/", self.dir.display()));
+        found.extend(leftovers::temporary(&names).iter().map(|path| path.display().to_string()));
+        found
     }
 
     /// Processes that belong to one task.

@@ -9,6 +9,7 @@ use windlass::task::log_chunk::{ChunkData, ChunkEncoding, LogChunk, LogStream};
 use windlass::task::{Event, EventKind};
 use windlass::wire::Encoding;
 
+use super::acks::Acks;
 use super::feed::{Feed, Stored, read_all};
 use super::{Job, PATIENCE};
 
@@ -37,7 +38,9 @@ pub struct Orchestrator {
     /// First subject token.
     pub prefix: String,
     events: Feed,
-    submitted: Mutex<Vec<Task>>,
+    /// Acknowledgements that passed by.
+    pub acks: Acks,
+    submitted: Mutex<Vec<(Task, u64)>>,
 }
 
 /// Reads an event as its headers say.
@@ -66,9 +69,10 @@ impl Orchestrator {
     pub async fn connect(url: &str, prefix: &str) -> Self {
         let options = async_nats::ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(50));
         let client = options.connect(url).await.expect("the server answers");
+        let acks = Acks::of(&client, &format!("{}_TASKS", prefix.to_uppercase())).await;
         let js = jetstream::new(client);
         let events = Feed::follow(js.clone(), format!("{}_EVENTS", prefix.to_uppercase()), format!("{prefix}.events.>"));
-        Self { js, prefix: prefix.to_owned(), events, submitted: Mutex::default() }
+        Self { js, prefix: prefix.to_owned(), events, acks, submitted: Mutex::default() }
     }
 
     /// Name of a stream of this prefix.
@@ -84,8 +88,8 @@ impl Orchestrator {
     /// Publishes a job, and counts it among those that the checker must find ended.
     pub async fn submit(&self, job: &Job) -> Task {
         let task = Task { tenant: job.tenant.clone(), id: job.task_id() };
-        self.publish(&self.subject(job, &task.id), job.media_type(), job.encode()).await.expect("the queue takes it");
-        self.submitted.lock().expect("not poisoned").push(task.clone());
+        let sequence = self.publish(&self.subject(job, &task.id), job.media_type(), job.encode()).await.expect("the queue takes it");
+        self.submitted.lock().expect("not poisoned").push((task.clone(), sequence));
         task
     }
 
@@ -102,15 +106,20 @@ impl Orchestrator {
     /// As [`Orchestrator::submit`] for what is no assignment: the subject's tokens say which task it would be.
     pub async fn submit_raw(&self, task_id: &str, content_type: Option<&str>, body: impl Into<bytes::Bytes>) -> Task {
         let subject = format!("{}.tasks.cpu_short.normal.acme.{task_id}", self.prefix);
-        self.publish(&subject, content_type, body).await.expect("the queue takes it");
+        let sequence = self.publish(&subject, content_type, body).await.expect("the queue takes it");
         let task = Task { tenant: "acme".into(), id: task_id.into() };
-        self.submitted.lock().expect("not poisoned").push(task.clone());
+        self.submitted.lock().expect("not poisoned").push((task.clone(), sequence));
         task
     }
 
     /// Every task submitted so far.
     pub fn submitted(&self) -> Vec<Task> {
-        self.submitted.lock().expect("not poisoned").clone()
+        self.submitted.lock().expect("not poisoned").iter().map(|(task, _)| task.clone()).collect()
+    }
+
+    /// The task that was submitted as that message.
+    pub fn task_of(&self, sequence: u64) -> Option<Task> {
+        self.submitted.lock().expect("not poisoned").iter().find(|(_, s)| *s == sequence).map(|(task, _)| task.clone())
     }
 
     /// Publishes a cancel request.
@@ -122,6 +131,11 @@ impl Orchestrator {
     /// Events of one task that have come so far.
     pub fn chain(&self, task: &Task) -> Vec<Link> {
         links(&self.events.seen(), &self.chain_prefix(task))
+    }
+
+    /// Events of all tasks that have come so far.
+    pub fn all_events(&self) -> Vec<Event> {
+        self.events.seen().iter().map(event_of).collect()
     }
 
     fn chain_prefix(&self, task: &Task) -> String {
@@ -203,8 +217,8 @@ impl Orchestrator {
         for sequence in state.first_sequence..=state.last_sequence {
             // A work queue takes no second consumer on the same subjects: read by sequence.
             if let Ok(message) = stream.get_raw_message(sequence).await {
-                let (subject, headers) = (message.subject.to_string(), message.headers);
-                found.push(Stored { subject, sequence, headers, body: message.payload });
+                let (subject, headers, time) = (message.subject.to_string(), message.headers, message.time.into());
+                found.push(Stored { subject, sequence, time, headers, body: message.payload });
             }
         }
         found

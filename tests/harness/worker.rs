@@ -29,8 +29,8 @@ pub fn windlass() -> Command {
 }
 
 impl Worker {
-    /// Starts one with `settings` (`SECTION__KEY` and value), its state below `dir`.
-    pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
+    /// Starts one with `settings` (`SECTION__KEY` and value) and variables as they are, its state below `dir`.
+    pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)], env: &[(&str, &str)]) -> Self {
         let state_dir = dir.join(format!("state-{id}"));
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
@@ -48,6 +48,7 @@ impl Worker {
         for (key, value) in settings {
             command.env(format!("WINDLASS__{key}"), value);
         }
+        command.envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = command.spawn().expect("windlass starts");
         let pid = child.id().expect("running");
@@ -93,6 +94,11 @@ impl Worker {
     /// Where it keeps its state.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// True when that text is in its log, whichever of its lives wrote it.
+    pub fn said(&self, text: &str) -> bool {
+        std::fs::read_to_string(&self.log).unwrap_or_default().contains(text)
     }
 
     /// The end of what it logged.

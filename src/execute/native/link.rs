@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Capabilities, StartError, cgroup};
 use crate::config;
+use crate::crash::{self, Point};
 use crate::supervisor::channel::{self, Outgoing};
 use crate::supervisor::protocol::{ExitReport, Reply, Request, SpawnError};
 
@@ -155,6 +156,7 @@ fn launch(exe: &Path, config: &config::Cgroup, instance: &str, socket: OwnedFd) 
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
         .stderr(Stdio::inherit());
+    crash::pass_on(&mut command);
     command.spawn().map_err(failed)
 }
 
@@ -184,6 +186,7 @@ async fn write(socket: Arc<AsyncFd<OwnedFd>>, mut queue: mpsc::UnboundedReceiver
         if sent.is_err() {
             break;
         }
+        crash::point(Point::SpawnSent);
     }
     // The supervisor sees the end of the stream and buries everything; the reader sees it go.
     let _ = rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Write);
@@ -237,6 +240,7 @@ fn deliver(pending: &Mutex<Pending>, reply: Reply) {
     let mut pending = locked(pending);
     match reply {
         Reply::Started { id, pid } => {
+            crash::point(Point::StartedUnread);
             // Nobody listens: the handle was dropped while the program started, and its drop has sent the kill.
             if let Some(started) = pending.waiters.get_mut(&id).and_then(|w| w.started.take()) {
                 let _ = started.send(Ok(pid));
