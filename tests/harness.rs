@@ -13,6 +13,10 @@
 pub mod acks;
 #[path = "harness/checker.rs"]
 pub mod checker;
+#[path = "harness/crew.rs"]
+pub mod crew;
+#[path = "harness/dice.rs"]
+pub mod dice;
 #[path = "harness/feed.rs"]
 pub mod feed;
 #[path = "harness/fleet.rs"]
@@ -21,6 +25,8 @@ pub mod fleet;
 pub mod job;
 #[path = "harness/leftovers.rs"]
 pub mod leftovers;
+#[path = "harness/litter.rs"]
+pub mod litter;
 #[path = "harness/orchestrator.rs"]
 pub mod orchestrator;
 #[path = "harness/server.rs"]

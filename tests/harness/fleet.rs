@@ -1,7 +1,7 @@
 //! One test's world: a prefix with its streams, workers, an orchestrator, and the inspection at the end.
 
 use std::ops::Deref;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -153,8 +153,8 @@ impl Fleet {
             if worker.is_held().await {
                 // A life that was killed before left a directory; a worker removes it once it is connected.
                 let state = worker.state_dir().to_owned();
-                let old = leftovers::gone(Duration::from_secs(10), || entries(&state).into_iter().skip(1).collect()).await;
-                let inside: Vec<_> = entries(&state).iter().map(|dir| (dir.clone(), entries(dir))).collect();
+                let old = leftovers::gone(Duration::from_secs(10), || leftovers::entries(&state).into_iter().skip(1).collect()).await;
+                let inside: Vec<_> = leftovers::entries(&state).iter().map(|dir| (dir.clone(), leftovers::entries(dir))).collect();
                 assert!(old.is_empty(), "worker {} does not bury its dead: {inside:?}\n{}", worker.id, worker.log());
                 worker.signal(Signal::TERM);
                 graceful.push(worker);
@@ -163,7 +163,7 @@ impl Fleet {
         for worker in graceful {
             let status = worker.exit(PATIENCE).await;
             assert!(status.success(), "worker {} ended with {status} when it was drained\n{}", worker.id, worker.log());
-            let left = entries(worker.state_dir());
+            let left = leftovers::entries(worker.state_dir());
             assert!(left.is_empty(), "worker {} left {left:?}\n{}", worker.id, worker.log());
         }
         let left = leftovers::gone(Duration::from_secs(5), || self.processes()).await;
@@ -187,6 +187,11 @@ impl Fleet {
         if std::env::var_os("WINDLASS_TEST_KEEP").is_none() {
             let _ = std::fs::remove_dir_all(&self.dir);
         }
+    }
+
+    /// All workers that were ever started.
+    pub fn workers(&self) -> Vec<Arc<Worker>> {
+        self.workers.lock().expect("not poisoned").clone()
     }
 
     /// What all workers logged last.
@@ -219,10 +224,6 @@ fn clean_up_after_failure(parent: &str) {
     for path in leftovers::cgroup_parents(parent) {
         let _ = std::fs::remove_dir(path);
     }
-}
-
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
 async fn init(url: &str, prefix: &str, settings: &[(String, String)]) {

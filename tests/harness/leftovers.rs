@@ -72,6 +72,11 @@ pub fn cgroups(name: &str) -> Vec<PathBuf> {
     found
 }
 
+/// What is in a directory; nothing, if there is none.
+pub fn entries(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
+}
+
 /// Waits until `look` finds nothing; what it still found at the end otherwise.
 pub async fn gone<T>(within: Duration, mut look: impl FnMut() -> Vec<T>) -> Vec<T> {
     let deadline = Instant::now() + within;

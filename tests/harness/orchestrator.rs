@@ -1,7 +1,7 @@
 //! The orchestrator's side: publishes assignments, watches chains and output, asks for cancellation.
 
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream;
@@ -91,6 +91,35 @@ impl Orchestrator {
         let sequence = self.publish(&self.subject(job, &task.id), job.media_type(), job.encode()).await.expect("the queue takes it");
         self.submitted.lock().expect("not poisoned").push((task.clone(), sequence));
         task
+    }
+
+    /// As [`Orchestrator::submit`] while the server comes and goes: sent again until it is known to be queued.
+    pub async fn submit_surely(&self, job: &Job) -> Task {
+        let task = Task { tenant: job.tenant.clone(), id: job.task_id() };
+        let subject = self.subject(job, &task.id);
+        // The first copy may have been stored although nobody said so; its sequence is then not known.
+        let sequence = self.surely(&subject, job.media_type(), &job.encode()).await;
+        self.submitted.lock().expect("not poisoned").push((task.clone(), sequence));
+        task
+    }
+
+    /// As [`Orchestrator::cancel`] while the server comes and goes.
+    pub async fn cancel_surely(&self, task: &Task) {
+        let subject = format!("{}.control.{}.{}", self.prefix, task.tenant, task.id);
+        self.surely(&subject, Some("application/json"), br#"{"v":1,"action":"cancel"}"#).await;
+    }
+
+    /// Sends it until it is stored; 0 when it was, but not by the try that was answered.
+    async fn surely(&self, subject: &str, content_type: Option<&str>, body: &[u8]) -> u64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.publish(subject, content_type, body.to_vec()).await {
+                Ok(sequence) => return sequence,
+                Err(error) if error.contains("per subject") => return 0,
+                Err(error) => assert!(Instant::now() < deadline, "{subject}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Publishes any bytes to any subject; the stream sequence when it was stored.

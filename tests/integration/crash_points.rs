@@ -139,6 +139,7 @@ async fn run(point: Point) {
     };
     let end = fleet.end(&task).await;
     assert_eq!((end.reason, end.task.attempt), (Some(case.outcome), case.attempts), "{point:?}: {:?}\n{}", end.error, last.log());
+    assert_eq!(end.task.released_attempts, case.released, "attempts that do not count");
     if let Some(said) = case.output {
         let text = String::from_utf8(fleet.output(&task, &end, LogStream::Stdout).await).unwrap();
         assert_eq!(text, said.replace('#', &case.attempts.to_string()), "output of another attempt than the one that counts");
@@ -147,10 +148,10 @@ async fn run(point: Point) {
     assert_eq!(letters, usize::from(case.letter), "dead letters");
     // The hosts of the dead come back, so that what they left is found.
     if case.heir == Heir::OtherHost {
-        fleet.worker_named(VICTIM, &[]);
+        fleet.worker_named(VICTIM, &[]).ready().await;
     }
     if case.way.has_first() {
-        fleet.worker_named(FIRST, &[]);
+        fleet.worker_named(FIRST, &[]).ready().await;
     }
     checker::check(&fleet).await;
     checker::check_acks(&fleet).await;

@@ -59,6 +59,8 @@ enum Work {
     Stays,
     /// The first attempt never ends, not even by SIGTERM, and its time is over soon; with this grace.
     Overstays(f64),
+    /// The first attempt writes several chunks.
+    Writes,
     /// The first attempt reports progress.
     Reports,
     /// The first attempt fails, and the assignment wants another.
@@ -86,6 +88,8 @@ pub struct Case {
     pub nth: Option<u32>,
     /// All standard output of the attempt that counts; `#` stands for its number.
     pub output: Option<&'static str>,
+    /// How many of the attempts do not count.
+    pub released: u32,
     /// Whether there is a dead letter.
     pub letter: bool,
     work: Work,
@@ -102,6 +106,7 @@ impl Case {
             settings: &[],
             nth: None,
             output: Some("attempt #\nis done\n"),
+            released: 0,
             letter: false,
             work: Work::Says,
         }
@@ -123,6 +128,11 @@ impl Case {
         Self { settings, ..self }
     }
 
+    /// Its first attempt was given back and does not count.
+    fn released(self) -> Self {
+        Self { released: 1, ..self }
+    }
+
     /// It ends without having run to its end.
     fn ends(self, outcome: Reason) -> Self {
         Self { outcome, output: None, ..self }
@@ -136,6 +146,7 @@ impl Case {
             Work::Says => stay(":"),
             Work::Stays => stay("sleep 1000"),
             Work::Overstays(grace) => stay("trap '' TERM; while :; do sleep 0.05; done").timeout(0.5).grace(grace),
+            Work::Writes => stay("seq 1 2000"),
             Work::Reports => stay(r#"echo '{"stage":"half","pct":50}' >> "$WINDLASS_PROGRESS"; sleep 1000"#),
             Work::FailsOnce => stay("exit 3").set(
                 "/retry",
@@ -159,7 +170,7 @@ pub fn in_supervisor(point: Point) -> bool {
 
 /// The case of a point.
 pub fn case(point: Point) -> Case {
-    use Work::{FailsOnce, Gated, Large, Overstays, Refused, Reports, Stays};
+    use Work::{FailsOnce, Gated, Large, Overstays, Refused, Reports, Stays, Writes};
     const AGAIN: &str = "finds a claim without an end: the next attempt, from the beginning";
     const ORPHANS: &str = "the next attempt with chunks of its own; what the dead one stored is in no manifest";
     const OVER: &str = "finds the end stored: acknowledges, runs nothing";
@@ -184,7 +195,7 @@ pub fn case(point: Point) -> Case {
         Point::Spooled => Case::of(2, ORPHANS),
         Point::ChunkReady => Case::of(2, ORPHANS),
         Point::ChunkStored => Case::of(2, ORPHANS),
-        Point::BetweenChunks => Case::of(2, ORPHANS).with(ONE_BY_ONE),
+        Point::BetweenChunks => Case { nth: Some(2), ..Case::of(2, ORPHANS) }.work(Writes).with(ONE_BY_ONE),
         Point::SpoolReplay => Case::of(2, ORPHANS).work(Gated).way(Way::Outage).with(PATIENT),
         Point::ProgramEnded => Case::of(2, ORPHANS),
         Point::ChunksConfirmed => Case::of(2, ORPHANS),
@@ -196,8 +207,10 @@ pub fn case(point: Point) -> Case {
         Point::RetryStored => Case::of(2, "finds the retry: waits for its time, the next attempt").work(FailsOnce),
         Point::RetryDecided => Case::of(2, "finds the retry: waits for its time, the next attempt").work(FailsOnce),
         Point::NakSent => Case::of(2, "gets the message after the delay of the retry").work(FailsOnce),
-        Point::ReleaseStored => Case::of(2, "finds the release: another attempt that does not count").work(Stays).way(Way::Drain),
-        Point::Released => Case::of(2, "finds the release: another attempt that does not count").work(Stays).way(Way::Drain),
+        Point::ReleaseStored => {
+            Case::of(2, "finds the release: another attempt that does not count").work(Stays).way(Way::Drain).released()
+        }
+        Point::Released => Case::of(2, "finds the release: another attempt that does not count").work(Stays).way(Way::Drain).released(),
         Point::InstanceRemoval => Case::of(1, "nothing is queued; the host's next worker removes the directory").way(Way::Idle),
         Point::TakeoverDecided => {
             Case::of(2, "a third worker finds the first one's claim: the next attempt").way(Way::After(Point::Running)).work(Stays)
@@ -222,12 +235,12 @@ pub fn case(point: Point) -> Case {
         }
         Point::ReplayStored => Case::of(1, OVER).way(Way::After(Point::EndKept)).on_the_same_host().with(LONG),
         Point::SupervisorReady => Case::of(1, "its worker does not start and has taken nothing; sweeps the cgroups"),
-        Point::CgroupMade => Case::of(2, RELEASED),
-        Point::Cloned => Case::of(2, RELEASED),
-        Point::Terminated => Case::of(2, RELEASED).work(Overstays(30.0)),
-        Point::Killed => Case::of(2, RELEASED).work(Overstays(0.0)),
-        Point::Reaped => Case::of(2, RELEASED),
-        Point::Buried => Case::of(2, RELEASED),
+        Point::CgroupMade => Case::of(2, RELEASED).released(),
+        Point::Cloned => Case::of(2, RELEASED).released(),
+        Point::Terminated => Case::of(2, RELEASED).released().work(Overstays(30.0)),
+        Point::Killed => Case::of(2, RELEASED).released().work(Overstays(0.0)),
+        Point::Reaped => Case::of(2, RELEASED).released(),
+        Point::Buried => Case::of(2, RELEASED).released(),
         Point::Orphaned => {
             let next = "sweeps the cgroups of both, killing what runs; the next attempt when the lease is over";
             Case::of(2, next).work(Stays).way(Way::Orphan)
