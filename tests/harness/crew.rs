@@ -48,7 +48,11 @@ impl<'a> Crew<'a> {
             Fault::KillWorker => worker.kill9().await,
             Fault::KillSupervisor => {
                 // Without one it is just starting, and there is nothing to kill but itself.
-                if kill_supervisor(&worker) { drop(worker.exit(PATIENCE).await) } else { worker.kill9().await }
+                if kill_supervisor(&worker) {
+                    worker.exit(PATIENCE).await;
+                } else {
+                    worker.kill9().await;
+                }
             }
             Fault::KillBoth => {
                 kill_supervisor(&worker);

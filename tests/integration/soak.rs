@@ -12,7 +12,7 @@ use windlass::task::{Event, EventKind, Reason};
 use crate::harness::crew::Crew;
 use crate::harness::dice::number;
 use crate::harness::server::{Options, Server};
-use crate::harness::{Fleet, PATIENCE, Task, checker, leftovers};
+use crate::harness::{Fleet, Task, checker, leftovers};
 
 #[path = "soak/plan.rs"]
 mod plan;
