@@ -11,6 +11,7 @@ use windlass::task::{Event, EventKind, Reason};
 
 use crate::harness::crew::Crew;
 use crate::harness::dice::number;
+use crate::harness::orchestrator::Link;
 use crate::harness::server::{Options, Server};
 use crate::harness::{Fleet, Task, checker, leftovers};
 
@@ -66,7 +67,7 @@ async fn every_task_is_accounted_for() {
     assert_eq!(fleet.queued().await.len(), 0, "something that was never submitted is queued");
     let strays = leftovers::gone(Duration::from_secs(5), || fleet.strays()).await;
     assert!(strays.is_empty(), "left behind: {strays:?}");
-    println!("{:.0} s, {} attempts, ends: {:?}", began.elapsed().as_secs_f64(), tally.attempts, tally.ends);
+    println!("{:.0} s, {} attempts, {} of them lost, ends: {:?}", began.elapsed().as_secs_f64(), tally.attempts, tally.lost, tally.ends);
     fleet.finish().await;
 }
 
@@ -105,6 +106,8 @@ async fn work_off(fleet: &Fleet, plan: &Plan) -> Vec<Task> {
 #[derive(Debug, Default)]
 struct Tally {
     attempts: u32,
+    /// Attempts that ended with their worker, without a word.
+    lost: usize,
     ends: BTreeMap<String, u32>,
     /// Those that must be dead letters.
     dead: BTreeSet<String>,
@@ -127,10 +130,16 @@ async fn account(fleet: &Fleet, planned: &Planned, task: &Task, tally: &mut Tall
     if matches!(reason, Reason::AttemptsExhausted | Reason::InvalidAssignment | Reason::PolicyRefused) {
         tally.dead.insert(task.id.clone());
     }
-    tally.attempts += attempts(&end);
+    tally.attempts += end.task.attempt;
+    tally.lost += lost(&fleet.chain(task));
     *tally.ends.entry(reason.to_string()).or_default() += 1;
 }
 
-fn attempts(end: &Event) -> u32 {
-    end.task.attempt
+/// Claims of a chain that no other event of their attempt gives up or ends.
+fn lost(chain: &[Link]) -> usize {
+    let count = |wanted: fn(&Event) -> bool| chain.iter().filter(|l| wanted(&l.event)).count();
+    let claims: Vec<_> = chain.iter().filter(|l| l.event.event == EventKind::TaskStarted).map(|l| &l.event.nonce).collect();
+    let given_up = count(|e| matches!(e.event, EventKind::TaskRetrying | EventKind::TaskReleased));
+    let ended = chain.last().is_some_and(|l| l.event.event.is_terminal() && claims.last() == Some(&&l.event.nonce));
+    claims.len() - given_up - usize::from(ended)
 }
