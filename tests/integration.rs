@@ -20,6 +20,9 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[cfg(feature = "crash-points")]
+#[path = "integration/crash_points.rs"]
+mod crash_points;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]
@@ -30,6 +33,8 @@ mod flow;
 mod golden;
 #[path = "integration/invariants.rs"]
 mod invariants;
+#[path = "integration/leftovers.rs"]
+mod leftovers;
 #[path = "integration/limits.rs"]
 mod limits;
 #[path = "integration/many_workers.rs"]
@@ -44,5 +49,7 @@ mod python;
 mod results;
 #[path = "integration/retry.rs"]
 mod retry;
+#[path = "integration/soak.rs"]
+mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;

@@ -11,6 +11,7 @@ use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
 use super::store::Stored;
 use super::{Bus, BusError};
+use crate::crash;
 use crate::retry::Delays;
 use crate::task::{Event, TaskId, Tenant};
 use crate::wire::event::{Encoded, Fit};
@@ -139,7 +140,7 @@ impl Bus {
         }
         headers.insert(EXPECTED, expected.to_string());
         headers.insert(EXPECTED_SUBJECT, chain);
-        self.store(event.subject.clone(), headers, event.body.clone()).await
+        self.store(event.subject.clone(), headers, event.body.clone()).await.inspect(|_| crash::event_stored(event.kind))
     }
 
     /// Appends `event` to `chain` if its last event is `expected` (0: if it is empty). Sends the same bytes again until the

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{Bus, BusError};
+use crate::crash::{self, Point};
 use crate::report::{ChunkSink, SinkError};
 
 /// Proof that a message is stored.
@@ -83,7 +84,10 @@ impl ChunkSink for Bus {
         headers.insert("Nats-Msg-Id", msg_id);
         headers.insert("Content-Type", content_type);
         match self.store(subject, headers, body).await {
-            Ok(_) => Ok(()),
+            Ok(_) => {
+                crash::point(Point::ChunkStored);
+                Ok(())
+            }
             Err(error @ (BusError::TooLarge { .. } | BusError::Closed { .. })) => Err(SinkError::Refused(error.to_string())),
             Err(error) => Err(SinkError::Retry(error.to_string())),
         }

@@ -14,6 +14,7 @@ use super::fault::{Fault, Faults};
 use super::gauge::Gauge;
 use super::spool::{Reader, Spool};
 use super::{ChunkSink, SinkError};
+use crate::crash::{self, Point};
 use crate::retry::Delays;
 use crate::task::event::Manifest;
 
@@ -108,7 +109,10 @@ impl<S: ChunkSink> Publisher<S> {
                     resting = Some(stage);
                 }
                 // Cancel safe: a stream; the futures stay in it.
-                Some(confirmed) = in_flight.next() => buffered -= confirmed?,
+                Some(confirmed) = in_flight.next() => {
+                    buffered -= confirmed?;
+                    crash::point(Point::BetweenChunks);
+                }
                 // Cancel safe: the notification is kept.
                 () = self.spool.changed() => {}
                 // Chunks in flight are dropped: nobody will count them.
@@ -143,13 +147,21 @@ async fn deliver<S: ChunkSink>(sink: Arc<S>, mut chunk: Prepared) -> Result<usiz
     } else {
         spawn_blocking(move || chunk.body()).await.map_err(|e| Fault::Internal(e.to_string()))??
     };
+    crash::point(Point::ChunkReady);
     let mut delays = Delays::new(FIRST_DELAY, LONGEST_DELAY);
+    let mut again = false;
     loop {
         match sink.publish(subject.clone(), msg_id.clone(), content_type, body.clone()).await {
-            Ok(()) => return Ok(len),
+            Ok(()) => {
+                if again {
+                    crash::point(Point::SpoolReplay);
+                }
+                return Ok(len);
+            }
             Err(SinkError::Refused(reason)) => return Err(Fault::Refused { msg_id, reason }),
             Err(SinkError::Retry(reason)) => {
                 tracing::debug!(%msg_id, %reason, "chunk not confirmed");
+                again = true;
                 delays.wait().await;
             }
         }
