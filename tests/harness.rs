@@ -20,6 +20,8 @@ pub mod job;
 pub mod leftovers;
 #[path = "harness/orchestrator.rs"]
 pub mod orchestrator;
+#[path = "harness/proxy.rs"]
+pub mod proxy;
 #[path = "harness/server.rs"]
 pub mod server;
 #[path = "harness/watchdog.rs"]

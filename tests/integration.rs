@@ -36,6 +36,8 @@ mod limits;
 mod many_workers;
 #[path = "integration/native.rs"]
 mod native;
+#[path = "integration/network.rs"]
+mod network;
 #[path = "integration/output.rs"]
 mod output;
 #[path = "integration/python.rs"]

@@ -95,6 +95,26 @@ impl Worker {
         &self.state_dir
     }
 
+    /// Memory that it holds now, KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until it has logged a line that holds all `words`, in whatever colours; returns that line.
+    pub async fn says(&self, words: &[&str]) -> String {
+        let deadline = std::time::Instant::now() + super::PATIENCE;
+        loop {
+            let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+            if let Some(line) = text.lines().find(|line| words.iter().all(|word| line.contains(word))) {
+                return line.to_owned();
+            }
+            assert!(std::time::Instant::now() < deadline, "worker {} never said {words:?}\n{}", self.id, self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The end of what it logged.
     pub fn log(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
