@@ -102,15 +102,20 @@ impl Worker {
         line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
     }
 
-    /// Waits until it has logged a line that holds all `words`, in whatever colours; returns that line.
+    /// Waits until it has logged a line that holds all `words` and returns that line.
     pub async fn says(&self, words: &[&str]) -> String {
+        self.says_times(1, words).await
+    }
+
+    /// Waits for the line number `times` of that kind.
+    pub async fn says_times(&self, times: usize, words: &[&str]) -> String {
         let deadline = std::time::Instant::now() + super::PATIENCE;
         loop {
             let text = std::fs::read_to_string(&self.log).unwrap_or_default();
-            if let Some(line) = text.lines().find(|line| words.iter().all(|word| line.contains(word))) {
+            if let Some(line) = text.lines().filter(|line| words.iter().all(|word| line.contains(word))).nth(times - 1) {
                 return line.to_owned();
             }
-            assert!(std::time::Instant::now() < deadline, "worker {} never said {words:?}\n{}", self.id, self.log());
+            assert!(std::time::Instant::now() < deadline, "worker {} said less than {times} times {words:?}\n{}", self.id, self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
