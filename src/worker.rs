@@ -72,6 +72,11 @@ impl Shared {
         Duration::from_secs_f64(self.config.lease.ack_wait_s)
     }
 
+    /// The lesser of what its two connections know; a server tells only new ones.
+    fn max_payload(&self) -> usize {
+        self.bus.max_payload().min(self.sink.max_payload())
+    }
+
     fn shed_delay(&self) -> Duration {
         Duration::from_secs_f64(self.config.worker.shed_delay_s)
     }

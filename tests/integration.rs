@@ -46,5 +46,7 @@ mod python;
 mod results;
 #[path = "integration/retry.rs"]
 mod retry;
+#[path = "integration/server_faults.rs"]
+mod server_faults;
 #[path = "integration/sweeper.rs"]
 mod sweeper;

@@ -71,6 +71,13 @@ impl Orchestrator {
         Self { js, prefix: prefix.to_owned(), events, submitted: Mutex::default() }
     }
 
+    /// The same client with an eye that has seen nothing yet: for a stream that was removed and made anew.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        let events = Feed::follow(self.js.clone(), self.stream("EVENTS"), format!("{}.events.>", self.prefix));
+        Self { js: self.js.clone(), prefix: self.prefix.clone(), events, submitted: Mutex::new(self.submitted()) }
+    }
+
     /// Name of a stream of this prefix.
     pub fn stream(&self, kind: &str) -> String {
         format!("{}_{kind}", self.prefix.to_uppercase())
@@ -106,6 +113,11 @@ impl Orchestrator {
         let task = Task { tenant: "acme".into(), id: task_id.into() };
         self.submitted.lock().expect("not poisoned").push(task.clone());
         task
+    }
+
+    /// Counts a task that somebody else submitted among those that the checker must find ended.
+    pub fn count(&self, task: &Task) {
+        self.submitted.lock().expect("not poisoned").push(task.clone());
     }
 
     /// Every task submitted so far.
