@@ -10,7 +10,6 @@ use async_nats::{HeaderMap, Message, Request, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::store::request_error;
 use super::{Bus, BusError};
 use crate::crash::{self, Point};
 use crate::task::Time;
@@ -85,10 +84,8 @@ impl Delivery {
     }
 
     async fn answer(&self, body: Bytes) -> Result<(), BusError> {
-        let request = Request::new().payload(body).timeout(Some(self.bus.inner.timeout));
-        match self.bus.inner.client.send_request(self.reply.clone(), request).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(request_error(&error, &format!("the delivery of {}", self.subject))),
-        }
+        let what = format!("the delivery of {}", self.subject);
+        let request = Request::new().payload(body);
+        self.bus.ask(self.reply.to_string(), request, self.bus.inner.timeout, &what).await.map(|_| ())
     }
 }

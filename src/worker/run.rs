@@ -198,7 +198,7 @@ impl Run<'_> {
             chunk: logs.chunk,
             flush: Duration::from_millis(logs.flush_ms),
             window: logs.window,
-            max_payload: self.shared.bus.max_payload(),
+            max_payload: self.shared.max_payload(),
             spool: self.shared.instance.spool().join(self.name()),
             local: (!logs.dir.is_empty()).then(|| LocalLogs {
                 dir: logs.dir.clone().into(),

@@ -88,6 +88,10 @@ impl Sweeper {
                 self.open.remove(&(tenant, task_id));
             }
         }
+        if shared.bus.last_sequence(&subjects.events_stream()).await? < self.events {
+            // Made anew, or back from a loss: it counts from an earlier number again.
+            self.events = 0;
+        }
         let filter = format!("{}.events.*.*.{}", subjects.prefix(), EventKind::TaskStarted);
         let mut tail = shared.bus.tail(&subjects.events_stream(), &filter, self.events + 1, false).await?;
         let until = Instant::now() + BUDGET;
