@@ -48,6 +48,7 @@ pub mod config;
 pub mod dev;
 pub mod execute;
 pub mod intake;
+pub mod mask;
 pub mod plan;
 pub mod prepare;
 pub mod report;

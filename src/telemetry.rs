@@ -1,8 +1,11 @@
 //! The worker's own log: tracing to standard error, for people or as JSON.
 
+use std::io::Write;
+
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
+use crate::mask;
 
 /// Why the log cannot be set up.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +22,7 @@ pub struct TelemetryError {
 pub fn init(config: &Log) -> Result<(), TelemetryError> {
     let filter =
         EnvFilter::try_new(&config.level).map_err(|error| TelemetryError { level: config.level.clone(), error: error.to_string() })?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Masked(std::io::stderr()));
     // A second call in one process, as tests make it, changes nothing.
     let _ = match config.format {
         LogFormat::Text => {
@@ -29,4 +32,18 @@ pub fn init(config: &Log) -> Result<(), TelemetryError> {
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
     };
     Ok(())
+}
+
+/// Writes lines without the secrets of running attempts. A line comes in one write.
+struct Masked<W>(W);
+
+impl<W: Write> Write for Masked<W> {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.write_all(&mask::redact(line))?;
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.flush()
+    }
 }

@@ -17,6 +17,7 @@ use crate::bus::control::CancelWatch;
 use crate::claim::Attempt;
 use crate::config::OnLeaseLoss;
 use crate::intake::{Lease, Loss, Renewer, Task};
+use crate::mask::Masker;
 use crate::plan::Plan;
 use crate::settle::{Disposition, dispose};
 use crate::task::event::{Event, EventKind, RetryInfo, Status};
@@ -77,6 +78,7 @@ impl Claimed<'_> {
             claimed: Instant::now(),
             stages: vec![validating],
             signals: Signals { interrupt, lease },
+            mask: Masker::default(),
         };
         let drive = Box::pin(self.drive(run, writer));
         Some(guard(self.shared, drive, renewer, cancel, &interrupts, &leases).await)
