@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
 
 use crate::config::{Log, LogFormat};
 use crate::mask;
@@ -15,13 +16,18 @@ pub struct TelemetryError {
     error: String,
 }
 
+/// At level trace the library writes every message to the log as it comes from the server, and the credentials it connects
+/// with.
+const NEVER: &str = "async_nats::connection=off";
+
 /// Sets up the log of this process.
 ///
 /// # Errors
 /// When the filter cannot be read.
 pub fn init(config: &Log) -> Result<(), TelemetryError> {
-    let filter =
-        EnvFilter::try_new(&config.level).map_err(|error| TelemetryError { level: config.level.clone(), error: error.to_string() })?;
+    let unfit = |error: String| TelemetryError { level: config.level.clone(), error };
+    let filter = EnvFilter::try_new(&config.level).map_err(|error| unfit(error.to_string()))?;
+    let filter = filter.add_directive(NEVER.parse().map_err(|error: ParseError| unfit(error.to_string()))?);
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(|| Masked(std::io::stderr()));
     // A second call in one process, as tests make it, changes nothing.
     let _ = match config.format {

@@ -44,5 +44,7 @@ mod python;
 mod results;
 #[path = "integration/retry.rs"]
 mod retry;
+#[path = "integration/secrets.rs"]
+mod secrets;
 #[path = "integration/sweeper.rs"]
 mod sweeper;

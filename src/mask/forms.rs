@@ -5,7 +5,7 @@
 //! | as it is | of a text of several lines also every line |
 //! | base64 | standard and URL-safe; alone, padded or not; inside a longer text, at each of its three alignments; in lines of 64 or 76 |
 //! | hexadecimal | lower and upper case; in lines of 60, as `xxd -p` writes them |
-//! | percent-encoding | of every byte but letters and digits, of all that RFC 3986 reserves, with `/` left, with what JavaScript leaves, with `+` for a space; lower and upper case |
+//! | percent-encoding | of every byte, of all but letters and digits, of all that RFC 3986 reserves, with `/` left, with what JavaScript leaves, with `+` for a space; lower and upper case |
 //! | JSON text | with the shortest escapes, ASCII only, `/` escaped, `<`, `>` and `&` escaped; and that as JSON text again |
 //! | shell | in single quotes, as `set -x` writes it; in double quotes |
 //! | a JSON document | every long text in it, as it is |
@@ -106,6 +106,8 @@ fn settled(len: usize, before: usize, text: &str) -> &str {
 }
 
 fn percent(forms: &mut BTreeSet<Vec<u8>>, value: &[u8]) {
+    forms.insert(value.iter().flat_map(|b| format!("%{b:02x}").into_bytes()).collect());
+    forms.insert(value.iter().flat_map(|b| format!("%{b:02X}").into_bytes()).collect());
     // RFC 3986 leaves letters, digits and -._~
     for (left, plus) in [("-._~", false), ("-._~", true), ("-._~/", false), ("-._~!'()*", false), ("*-._", true), ("", false)] {
         for upper in [false, true] {

@@ -19,7 +19,7 @@ use crate::task::secret::{SecretAs, SecretRef};
 const LARGEST: usize = 64 * 1024;
 
 /// How long a bucket that does not answer is asked again.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A secret and its value.
 #[derive(Debug)]
@@ -143,7 +143,7 @@ async fn read_key(bus: &Bus, bucket: &str, key: &str) -> Result<SecretSlice<u8>,
     let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
     loop {
         match bus.kv_get(bucket, key).await {
-            Ok(Some(value)) => return Ok(value.to_vec().into()),
+            Ok(Some(value)) => return Ok(value.into()),
             Ok(None) => return Err(missing("the bucket or the key does not exist")),
             Err(error) if error.is_transient() && tokio::time::Instant::now() < deadline => {
                 tracing::warn!(%error, "a secret cannot be read yet");

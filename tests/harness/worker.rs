@@ -29,7 +29,7 @@ pub fn windlass() -> Command {
 }
 
 impl Worker {
-    /// Starts one with `settings` (`SECTION__KEY` and value), its state below `dir`.
+    /// Starts one with `settings` (`SECTION__KEY` and value, or `env:NAME` and value), its state below `dir`.
     pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
         let state_dir = dir.join(format!("state-{id}"));
         let log = dir.join(format!("{id}.log"));
@@ -46,7 +46,11 @@ impl Worker {
         ]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
         for (key, value) in settings {
-            command.env(format!("WINDLASS__{key}"), value);
+            // `env:NAME` is a variable as it is, all others are settings.
+            match key.strip_prefix("env:") {
+                Some(name) => command.env(name, value),
+                None => command.env(format!("WINDLASS__{key}"), value),
+            };
         }
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = command.spawn().expect("windlass starts");
