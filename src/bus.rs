@@ -19,6 +19,7 @@ pub mod connect;
 pub mod control;
 pub mod dead;
 pub mod delivery;
+pub mod kv;
 pub mod presence;
 pub mod provision;
 pub mod pull;

@@ -89,7 +89,7 @@ impl Real {
             assignment: serde_json::from_str(&text).unwrap(),
             sha256: "same".to_owned(),
         };
-        let plan = plan(&task, &Class { max_max_attempts: 9, ..Class::default() }, true).unwrap();
+        let plan = plan(&task, &Class { max_max_attempts: 9, ..Class::default() }, &crate::config::TenantPolicy::default(), true).unwrap();
         Self { task, plan, verdicts: RefCell::default(), fates: RefCell::default() }
     }
 

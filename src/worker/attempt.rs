@@ -92,7 +92,7 @@ fn situation<'a>(
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
     crash::point(Point::Decoded);
     let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
-    let plan = plan::plan(task, class, shared.enforced);
+    let plan = plan::plan(task, class, &shared.config.tenant(&task.tenant), shared.enforced);
     // Listen first, then read what is stored: so no request is missed.
     let mut cancel = shared.cancels.watch(&task.tenant, &task.task_id);
     if let Some(end) = first_delivery(shared, lease, task, &plan, permit, &mut cancel).await {

@@ -96,7 +96,7 @@ impl Fleet {
     /// As [`Fleet::worker_named`], to die at a crash point.
     #[cfg(feature = "crash-points")]
     pub fn armed(&self, id: &str, point: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
-        self.worker_named(id, &[settings, &[("WINDLASS_CRASH_AT", point)]].concat())
+        self.worker_named(id, &[settings, &[("env:WINDLASS_CRASH_AT", point)]].concat())
     }
 
     /// Runs a verb of the command line against this fleet.
