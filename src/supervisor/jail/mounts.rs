@@ -177,6 +177,8 @@ pub(super) struct Kept {
     pub path: CString,
     /// The directories to be made for it, outermost first, itself last.
     pub dirs: Vec<CString>,
+    /// It may only be read. Landlock alone would not see to that here: what is below the task's own `/tmp` may be written.
+    pub read_only: bool,
 }
 
 impl Tmp {
@@ -185,24 +187,29 @@ impl Tmp {
         // Half of the task's memory: what fills it up gets "no space left" before the task is killed for memory.
         let bytes = (memory_bytes / 2).max(1 << 20);
         let inodes = (bytes / 16_384).max(1024);
+        let write_paths: Vec<PathBuf> = wish.write_paths.iter().filter_map(|path| path.canonicalize().ok()).collect();
+        // What is writable, or has something writable in it.
+        let writable = |path: &Path| {
+            root.starts_with(path) || write_paths.iter().any(|writable| path.starts_with(writable) || writable.starts_with(path))
+        };
         let also = PRIVATE.iter().skip(1).filter(|dir| is_directory(Path::new(dir)));
         let kept = granted(wish).into_iter().filter(|path| *path != wish.state_dir && path.is_dir());
         let kept: Vec<PathBuf> = kept.chain([root.to_path_buf()]).filter(|path| covering(path).is_some()).collect();
         Self {
             options: c_string(format!("mode=1777,size={bytes},nr_inodes={inodes}").as_bytes()),
             also: also.map(|dir| c_string(dir.as_bytes())).collect(),
-            kept: outermost(kept.iter()).into_iter().map(|path| Kept::new(path)).collect(),
+            kept: outermost(kept.iter()).into_iter().map(|path| Kept::new(path, !writable(path))).collect(),
         }
     }
 }
 
 impl Kept {
-    fn new(path: &Path) -> Self {
+    fn new(path: &Path, read_only: bool) -> Self {
         let cover = covering(path).unwrap_or(Path::new("/"));
         let mut dirs: Vec<CString> =
             path.ancestors().take_while(|dir| *dir != cover).map(|dir| c_string(dir.as_os_str().as_bytes())).collect();
         dirs.reverse();
-        Self { path: c_string(path.as_os_str().as_bytes()), dirs }
+        Self { path: c_string(path.as_os_str().as_bytes()), dirs, read_only }
     }
 }
 
@@ -228,7 +235,7 @@ mod tests {
 
     #[test]
     fn a_directory_in_tmp_is_made_step_by_step() {
-        let kept = Kept::new(Path::new("/tmp/a/b"));
+        let kept = Kept::new(Path::new("/tmp/a/b"), false);
         assert_eq!(kept.dirs, [c"/tmp/a".to_owned(), c"/tmp/a/b".to_owned()]);
         let paths = [PathBuf::from("/tmp/a/b"), PathBuf::from("/tmp/a"), PathBuf::from("/tmp/ab")];
         assert_eq!(outermost(paths.iter()), [&PathBuf::from("/tmp/a"), &PathBuf::from("/tmp/ab")]);
