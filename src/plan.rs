@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::{Class, TenantPolicy};
 use crate::intake::Task;
 use crate::task::assignment::{BackoffPolicy, Execution, Runtime};
-use crate::task::{Limits, Reason};
+use crate::task::{Limits, Profile, Reason};
 
 mod secrets;
 
@@ -23,6 +23,8 @@ pub struct Plan {
     pub program: Program,
     /// Limits.
     pub limits: Limits,
+    /// Sandbox, as its class has it.
+    pub sandbox: Profile,
     /// Time between SIGTERM and SIGKILL.
     pub grace: Duration,
     /// Attempts in all.
@@ -86,7 +88,8 @@ pub fn plan(task: &Task, class: &Class, tenant: &TenantPolicy, enforced: bool) -
     if !(backoff.factor.is_finite() && backoff.factor >= 1.0) {
         return Err(invalid(format!("retry.backoff.factor: {} must be 1 or more", backoff.factor)));
     }
-    Ok(Plan { runtime: execution.runtime, program, limits, grace: Duration::from_secs_f64(grace_s), max_attempts, backoff, secrets })
+    let grace = Duration::from_secs_f64(grace_s);
+    Ok(Plan { runtime: execution.runtime, program, limits, sandbox: class.sandbox, grace, max_attempts, backoff, secrets })
 }
 
 /// What this version, and this class, offers.
@@ -109,6 +112,7 @@ fn offered(task: &Task, class: &Class) -> Result<(), Rejection> {
             "use another class, or have an operator allow the runtime in classes.<name>.runtimes",
         ));
     }
+    let network = if class.sandbox == Profile::Strict { "none" } else { "host" };
     let absent = [
         ("workspace", !assignment.workspace.is_null()),
         ("environment", !assignment.environment.is_null()),
@@ -117,7 +121,7 @@ fn offered(task: &Task, class: &Class) -> Result<(), Rejection> {
         ("execution.image", execution.image.is_some()),
         ("execution.entrypoint", execution.entrypoint.is_some()),
         ("execution.mounts", !execution.mounts.is_empty()),
-        ("execution.network", execution.network.as_deref().is_some_and(|n| n != "host")),
+        ("execution.network", execution.network.as_deref().is_some_and(|n| n != network)),
         ("execution.resources.gpus", execution.resources.gpus.is_some_and(|n| n > 0)),
         ("execution.resources.disk", execution.resources.disk.is_some()),
     ];

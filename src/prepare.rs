@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use secrecy::ExposeSecret as _;
@@ -9,6 +10,7 @@ use secrecy::ExposeSecret as _;
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use crate::crash::{self, Point};
+use crate::execute::native::sandbox::User;
 use crate::intake::Task;
 use crate::plan::{Plan, Program};
 use crate::task::secret::SecretAs;
@@ -31,6 +33,10 @@ pub struct Workspace {
     pub progress: PathBuf,
     /// `WINDLASS_OUTPUTS`
     pub outputs: PathBuf,
+    /// `TMPDIR`, where the task has no `/tmp` of its own.
+    pub tmp: PathBuf,
+    /// Whose it is, where that is not the worker itself.
+    owner: Option<User>,
 }
 
 /// Why the directory could not be made.
@@ -52,23 +58,41 @@ impl PrepareError {
 }
 
 impl Workspace {
-    /// Makes `<parent>/<name>` with what a task finds there.
+    /// Makes `<parent>/<name>` with what a task finds there, open to its owner only.
     ///
     /// # Errors
     /// When the directories cannot be made.
-    pub fn create(parent: &Path, name: &str) -> Result<Self, PrepareError> {
+    pub fn create(parent: &Path, name: &str, owner: Option<User>) -> Result<Self, PrepareError> {
         let root = parent.join(name);
         let workspace = Self {
             dir: root.join("work"),
             result: root.join("result.json"),
             progress: root.join("progress.ndjson"),
             outputs: root.join("outputs"),
+            tmp: root.join("tmp"),
+            owner,
             root,
         };
-        for dir in [&workspace.root, &workspace.dir, &workspace.outputs] {
-            std::fs::create_dir_all(dir).map_err(|error| PrepareError { path: dir.clone(), error })?;
+        // The root's owner comes last: until then nobody else can put anything into it.
+        for dir in [&workspace.root, &workspace.dir, &workspace.outputs, &workspace.tmp] {
+            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+            made.map_err(|error| PrepareError { path: dir.clone(), error })?;
+        }
+        for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp, &workspace.root] {
+            workspace.give(dir)?;
         }
         Ok(workspace)
+    }
+
+    /// The attempt's directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn give(&self, path: &Path) -> Result<(), PrepareError> {
+        let Some(User { uid, gid }) = self.owner else { return Ok(()) };
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|error| PrepareError { path: path.to_owned(), error })
     }
 
     /// Where the script of a task is kept when it is too long for an argument.
@@ -115,6 +139,8 @@ pub struct Facts<'a> {
     pub fence: u64,
     /// `PATH`, unless the task sets one.
     pub path: &'a str,
+    /// It has a `/tmp` of its own.
+    pub private_tmp: bool,
     /// W3C trace context of the publisher.
     pub traceparent: Option<&'a str>,
     /// Secrets of the task.
@@ -144,11 +170,17 @@ fn bash(script: &str, args: &[String], workspace: &Workspace) -> Result<Vec<Stri
         argv.extend(["-c".to_owned(), script.to_owned(), "bash".to_owned()]);
     } else {
         let path = workspace.script();
-        std::fs::write(&path, script).map_err(|error| PrepareError { path: path.clone(), error })?;
+        write_new(&path, script).map_err(|error| PrepareError { path: path.clone(), error })?;
+        workspace.give(&path)?;
         argv.push(path.to_string_lossy().into_owned());
     }
     argv.extend(args.iter().cloned());
     Ok(argv)
+}
+
+/// Never through a link: the directory is the task's.
+fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+    std::fs::File::create_new(path)?.write_all(text.as_bytes())
 }
 
 fn stdin(text: Option<&str>) -> std::io::Result<OwnedFd> {
@@ -164,7 +196,8 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let task = facts.task;
     let defaults = [("PATH", facts.path.to_owned()), ("HOME", text(&workspace.dir)), ("LANG", "C.UTF-8".to_owned())];
-    let mut env: Vec<(String, String)> = defaults.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
+    let tmp = (!facts.private_tmp).then(|| ("TMPDIR", text(&workspace.tmp)));
+    let mut env: Vec<(String, String)> = defaults.into_iter().chain(tmp).map(|(n, v)| (n.to_owned(), v)).collect();
     let fixed = [
         ("WINDLASS_TASK_ID", task.task_id.to_string()),
         ("WINDLASS_ATTEMPT", facts.attempt.to_string()),

@@ -51,6 +51,8 @@ mod python;
 mod results;
 #[path = "integration/retry.rs"]
 mod retry;
+#[path = "integration/sandbox.rs"]
+mod sandbox;
 #[path = "integration/secrets.rs"]
 mod secrets;
 #[path = "integration/server_faults.rs"]

@@ -94,7 +94,7 @@ mod tests {
             sha256: String::new(),
         };
         let secrets = ["env:ACME_*", "kv:secrets/acme.*"].map(|grant| SecretGrant::try_from(grant.to_owned()).unwrap());
-        allowed(&task, &TenantPolicy { secrets: secrets.to_vec() })
+        allowed(&task, &TenantPolicy { secrets: secrets.to_vec(), ..TenantPolicy::default() })
     }
 
     #[test]

@@ -13,6 +13,7 @@ use super::progress::ProgressFile;
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
 use crate::crash::{self, Point};
+use crate::execute::native::sandbox::{Confinement, User};
 use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
 use crate::mask::Masker;
@@ -23,7 +24,7 @@ use crate::report::{LocalLogs, Recorder, RecorderConfig};
 use crate::supervisor::protocol::ExitReport;
 use crate::task::event::{Event, EventKind, Progress, RunInfo};
 use crate::task::stage::{Stage, StageEntry};
-use crate::task::{Reason, Time};
+use crate::task::{Profile, Reason, Time};
 
 /// Longest wait for output that a process outside the task's tree still holds open.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -110,6 +111,13 @@ impl Run<'_> {
         format!("{}.{}.{}", self.task.tenant, self.task.task_id, self.story.attempt())
     }
 
+    /// Who it runs as: a user of its tenant, where there are such.
+    fn user(&self) -> Option<User> {
+        let config = &self.shared.config;
+        let separate = self.plan.sandbox != Profile::None && self.shared.supervisor.capabilities().sandbox.separate_users;
+        separate.then(|| User::of_tenant(&self.task.tenant, config.tenants.get(&self.task.tenant), config.sandbox.uid_base))
+    }
+
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
     pub async fn go(mut self, writer: &mut ChainWriter) -> Ended {
         self.stages.push(Stage::Loading.entered());
@@ -150,7 +158,8 @@ impl Run<'_> {
     }
 
     async fn go_with(mut self, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
-        let workspace = match Workspace::create(&self.shared.instance.work(), &self.name()) {
+        let user = self.user();
+        let workspace = match Workspace::create(&self.shared.instance.work(), &self.name(), user) {
             Ok(workspace) => workspace,
             Err(error) => {
                 let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
@@ -169,6 +178,7 @@ impl Run<'_> {
             attempt: self.story.attempt(),
             fence: self.fence,
             path: &self.shared.config.worker.path,
+            private_tmp: self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox).is_some_and(|f| f.private_tmp),
             traceparent: self.traceparent,
             secrets: values,
             secret_files: &files.variables,
@@ -216,6 +226,7 @@ impl Run<'_> {
             argv: launch.argv,
             env: launch.env,
             cwd: launch.cwd,
+            sandbox: Confinement { profile: self.plan.sandbox, user: self.user(), root: workspace.root().to_string_lossy().into_owned() },
             lease: self.shared.leased().then_some(lease),
         };
         let stdio: [OwnedFd; 3] = [launch.stdin, out_write.into(), err_write.into()];
