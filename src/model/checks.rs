@@ -53,12 +53,9 @@ const IN_TIME: &[Fault] = &[
     Republish,
 ];
 
-/// More by `WINDLASS_MODEL=long`.
-fn long() -> bool {
-    std::env::var("WINDLASS_MODEL").is_ok_and(|bounds| bounds == "long")
-}
-
-fn holds(name: &str, setting: Setting) {
+/// Explores one setting; with `WINDLASS_MODEL=long` the second one, which is larger.
+fn holds(name: &str, short: Setting, long: Setting) {
+    let setting = if std::env::var("WINDLASS_MODEL").is_ok_and(|bounds| bounds == "long") { long } else { short };
     let begun = Instant::now();
     match explore(&World::new(setting)) {
         Ok(seen) => println!(
@@ -75,16 +72,38 @@ fn holds(name: &str, setting: Setting) {
     }
 }
 
+const UNTIMED: Setting = Setting { hands: 2, max_attempts: 2, faults: 2, may: ANYTHING, in_time: false, carried: true, flaw: None };
+const TIMED: Setting = Setting { may: IN_TIME, in_time: true, ..UNTIMED };
+
 #[test]
 fn whatever_happens_the_chain_is_sound() {
-    let faults = if long() { 4 } else { 2 };
-    let setting = Setting { hands: 2, max_attempts: 2, faults, may: ANYTHING, in_time: false, carried: true, flaw: None };
-    holds("anything", setting);
+    holds("whatever happens", UNTIMED, Setting { faults: 3, ..UNTIMED });
+}
+
+#[test]
+fn whatever_happens_among_three_hands_the_chain_is_sound() {
+    holds("three hands", Setting { hands: 3, max_attempts: 3, ..UNTIMED }, Setting { hands: 3, max_attempts: 3, faults: 3, ..UNTIMED });
+}
+
+#[test]
+fn whatever_happens_a_task_too_large_for_its_chain_ends() {
+    let large = Setting { carried: false, ..UNTIMED };
+    holds("assignment not carried", large, Setting { faults: 3, ..large });
 }
 
 #[test]
 fn in_time_nobodys_task_is_taken() {
-    let faults = if long() { 4 } else { 2 };
-    let setting = Setting { hands: 2, max_attempts: 2, faults, may: IN_TIME, in_time: true, carried: true, flaw: None };
-    holds("in time", setting);
+    holds("in time", Setting { faults: 3, ..TIMED }, Setting { faults: 4, ..TIMED });
+}
+
+#[test]
+fn in_time_nobodys_only_attempt_is_taken() {
+    let once = Setting { max_attempts: 1, ..TIMED };
+    holds("in time, one attempt", Setting { faults: 3, ..once }, Setting { faults: 4, ..once });
+}
+
+#[test]
+fn in_time_nobodys_task_is_taken_among_three_hands() {
+    let three = Setting { hands: 3, max_attempts: 3, ..TIMED };
+    holds("in time, three hands", three, Setting { faults: 4, ..three });
 }
