@@ -70,8 +70,7 @@ pub(crate) fn lease_end(last: Instant, ack_wait: Duration) -> Instant {
     last + ack_wait.mul_f64(0.75)
 }
 
-/// Time between renewals; also how long the answer to one counts. With three quarters it stays below `ack_wait`, so that
-/// what is confirmed in time was taken before the message was handed out again.
+/// Time between renewals; also how long the answer to one is waited for.
 pub(crate) fn renewal(ack_wait: Duration) -> Duration {
     ack_wait / 5
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::explore::explore;
-use super::world::{Fault, Setting, World};
+use super::world::{AT_ONCE, Fault, Setting, TAKEN, World};
 use Fault::{
     Cancel, Crash, DiskFull, EarlyExpiry, Freeze, InFlight, Lapse, LateRequest, Leave, LostAnswer, NewConsumer, NoLeader, Progress,
     Republish, Shed, StaleRead, Sweep, TooSoon, Unasked, Vanish,
@@ -59,12 +59,13 @@ fn holds(name: &str, short: Setting, long: Setting) {
     let begun = Instant::now();
     match explore(&World::new(setting)) {
         Ok(seen) => println!(
-            "{name}: {} hands, {} attempts, any {} faults: {} states, {} moves, {} ends, {:.1} s",
+            "{name}: {} hands, {} attempts, any {} faults: {} states, {} moves of {} kinds, {} ends, {:.1} s",
             setting.hands,
             setting.max_attempts,
             setting.faults,
             seen.states,
             seen.moves,
+            seen.kinds,
             seen.ends,
             begun.elapsed().as_secs_f64()
         ),
@@ -106,4 +107,30 @@ fn in_time_nobodys_only_attempt_is_taken() {
 fn in_time_nobodys_task_is_taken_among_three_hands() {
     let three = Setting { hands: 3, max_attempts: 3, ..TIMED };
     holds("in time, three hands", three, Setting { faults: 4, ..three });
+}
+
+/// The limits of the promise, so that nobody takes them for covered.
+#[test]
+fn beyond_its_bounds_a_running_task_can_be_taken() {
+    for fault in [&[EarlyExpiry], &[Freeze], &[Vanish], &[NewConsumer]] {
+        let found = explore(&World::new(Setting { may: fault, ..TIMED }));
+        match (found, fault[0]) {
+            // Counts that begin anew are smaller than the owner's: nobody is taken for a later delivery.
+            (Ok(_), NewConsumer) => {}
+            (Ok(seen), fault) => panic!("{fault:?} does no harm any more, say so in docs/guarantees.md: {seen:?}"),
+            (Err(found), fault) => assert!(fault != NewConsumer && [TAKEN, AT_ONCE].contains(&found.promise), "{fault:?}: {found:?}"),
+        }
+    }
+}
+
+/// A part of the model that nothing reaches would prove nothing.
+#[test]
+fn everything_that_can_happen_does() {
+    let kinds = |may: Vec<Fault>| explore(&World::new(Setting { may: may.leak(), ..UNTIMED })).expect("holds").kinds;
+    for fault in ANYTHING {
+        let needed = [(TooSoon, DiskFull), (NoLeader, Vanish), (StaleRead, InFlight)];
+        let before: Vec<Fault> = needed.iter().filter(|(late, _)| late == fault).map(|(_, early)| *early).collect();
+        let with: Vec<Fault> = before.iter().copied().chain([*fault]).collect();
+        assert!(kinds(with) > kinds(before), "{fault:?} makes nothing happen");
+    }
 }
