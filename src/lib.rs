@@ -45,6 +45,7 @@ pub mod bus;
 pub mod claim;
 pub mod cli;
 pub mod config;
+pub mod crash;
 pub mod dev;
 pub mod execute;
 pub mod intake;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
+use crate::crash::{self, Point};
 use crate::intake::Task;
 use crate::plan::{Plan, Program};
 
@@ -72,6 +73,7 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
+        crash::point(Point::WorkspaceRemoval);
         if let Err(error) = std::fs::remove_dir_all(&self.root) {
             tracing::warn!(%error, path = %self.root.display(), "cannot remove the work directory");
         }

@@ -20,6 +20,9 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[cfg(feature = "crash-points")]
+#[path = "integration/crash_points.rs"]
+mod crash_points;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]
@@ -30,12 +33,16 @@ mod flow;
 mod golden;
 #[path = "integration/invariants.rs"]
 mod invariants;
+#[path = "integration/leftovers.rs"]
+mod leftovers;
 #[path = "integration/limits.rs"]
 mod limits;
 #[path = "integration/many_workers.rs"]
 mod many_workers;
 #[path = "integration/native.rs"]
 mod native;
+#[path = "integration/network.rs"]
+mod network;
 #[path = "integration/output.rs"]
 mod output;
 #[path = "integration/python.rs"]
@@ -44,5 +51,9 @@ mod python;
 mod results;
 #[path = "integration/retry.rs"]
 mod retry;
+#[path = "integration/server_faults.rs"]
+mod server_faults;
+#[path = "integration/soak.rs"]
+mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use tokio::time::Instant;
 
 use super::store::Stored;
 use super::{Bus, BusError};
+use crate::crash;
 use crate::retry::Delays;
 use crate::task::{Event, TaskId, Tenant};
 use crate::wire::event::{Encoded, Fit};
@@ -24,6 +26,9 @@ const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 const WRONG_LAST_SEQUENCE: u64 = 10071;
 /// "something is in flight on that subject": may hit the rightful writer.
 const IN_FLIGHT: u64 = 10164;
+
+/// Time after which events that cannot be read any more, although they were stored, are given up.
+const GONE: Duration = Duration::from_secs(3);
 
 /// The last event of a chain.
 #[derive(Debug, Clone, PartialEq)]
@@ -139,7 +144,7 @@ impl Bus {
         }
         headers.insert(EXPECTED, expected.to_string());
         headers.insert(EXPECTED_SUBJECT, chain);
-        self.store(event.subject.clone(), headers, event.body.clone()).await
+        self.store(event.subject.clone(), headers, event.body.clone()).await.inspect(|_| crash::event_stored(event.kind))
     }
 
     /// Appends `event` to `chain` if its last event is `expected` (0: if it is empty). Sends the same bytes again until the
@@ -150,6 +155,7 @@ impl Bus {
     pub async fn append(&self, tenant: &Tenant, task_id: &TaskId, expected: u64, event: &Encoded) -> Result<Appended, BusError> {
         let chain = self.subjects().chain(tenant, task_id);
         let mut delays = Delays::new(Duration::from_millis(20), Duration::from_secs(2));
+        let mut gone: Option<Instant> = None;
         loop {
             let answer = self.append_once(&chain, expected, event).await;
             match (after_answer(&answer), answer) {
@@ -159,6 +165,14 @@ impl Bus {
                     Ok(head) => {
                         if let Some(fate) = after_read_back(head.as_ref(), expected, event) {
                             return Ok(fate);
+                        }
+                        // A leader that is new may not have read its log to the end: gone is what stays gone.
+                        if head.is_some() || expected == 0 {
+                            gone = None;
+                        } else if gone.get_or_insert_with(Instant::now).elapsed() > GONE {
+                            let stream = self.subjects().events_stream();
+                            tracing::error!(event = event.id, %stream, "the events before this one are gone, the stream was removed or went back in time: the task is given up here and runs again");
+                            return Ok(Appended::Fenced);
                         }
                     }
                     Err(error) => tracing::warn!(%error, event = event.id, "cannot read back an append, trying again"),

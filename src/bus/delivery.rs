@@ -10,8 +10,8 @@ use async_nats::{HeaderMap, Message, Request, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::store::request_error;
 use super::{Bus, BusError};
+use crate::crash::{self, Point};
 use crate::task::Time;
 
 /// One delivery.
@@ -65,7 +65,7 @@ impl Delivery {
 
     /// Removes the message from the queue; confirmed.
     pub(crate) async fn ack(&self) -> Result<(), BusError> {
-        self.answer("+ACK".into()).await
+        self.answer("+ACK".into()).await.inspect(|()| crash::point(Point::AckSent))
     }
 
     /// Gives the message back, to be handed out again after `delay`; confirmed. Refused while the connection is away: the
@@ -75,7 +75,7 @@ impl Delivery {
             return Err(BusError::NoResponders { what: format!("the delivery of {}", self.subject) });
         }
         let body = if delay.is_zero() { "-NAK".to_owned() } else { format!("-NAK {{\"delay\":{}}}", delay.as_nanos()) };
-        self.answer(body.into()).await
+        self.answer(body.into()).await.inspect(|()| crash::point(Point::NakSent))
     }
 
     /// Starts `ack_wait` anew; confirmed.
@@ -84,10 +84,8 @@ impl Delivery {
     }
 
     async fn answer(&self, body: Bytes) -> Result<(), BusError> {
-        let request = Request::new().payload(body).timeout(Some(self.bus.inner.timeout));
-        match self.bus.inner.client.send_request(self.reply.clone(), request).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(request_error(&error, &format!("the delivery of {}", self.subject))),
-        }
+        let what = format!("the delivery of {}", self.subject);
+        let request = Request::new().payload(body);
+        self.bus.ask(self.reply.to_string(), request, self.bus.inner.timeout, &what).await.map(|_| ())
     }
 }

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use crate::bus::chain::Head;
 use crate::bus::delivery::Delivery;
 use crate::bus::{Bus, BusError};
+use crate::crash::{self, Point};
 use crate::report::Receipt;
 use crate::retry::Delays;
 use crate::task::{TaskId, Tenant};
@@ -141,6 +142,7 @@ impl Renewer {
     /// One renewal; false when the chain is somebody else's.
     async fn renew(&self) -> Result<bool, BusError> {
         self.delivery.progress().await?;
+        crash::point(Point::Renewing);
         let head = self.bus.head(&self.tenant, &self.task_id).await?;
         Ok(is_ours(head.as_ref(), &self.nonce))
     }

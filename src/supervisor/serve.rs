@@ -17,6 +17,7 @@ use super::life::{Event, Life, Step};
 use super::protocol::{ExitReport, Reply, Request, SpawnError, SpawnRequest};
 use super::sys::{self, Origin, Reaped};
 use super::tree::{self, Tree};
+use crate::crash::{self, Point};
 use crate::execute::native::cgroup::{Entrance, Site};
 
 /// Requests taken in one turn, so that a burst of them does not keep the dead waiting.
@@ -64,6 +65,7 @@ impl Server {
     /// Serves until the worker is gone; then kills and removes everything.
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.turn()? {}
+        crash::point(Point::Orphaned);
         self.site.kill_all();
         let now = Instant::now();
         for id in self.ids() {
@@ -125,6 +127,7 @@ impl Server {
                 continue;
             };
             self.report(id);
+            crash::point(Point::Reaped);
             if let Some(task) = self.tasks.get_mut(&id) {
                 task.reaped = Some(reaped);
             }
@@ -207,6 +210,7 @@ impl Server {
         }
         let (program, image) = image::prepare(&request)?;
         let mut group = self.site.create(&request.cgroup, request.limits.io.is_some() && request.limits.enforced)?;
+        crash::point(Point::CgroupMade);
         let started = self
             .site
             .limit(&group, &request.limits, Path::new(&request.cwd))
@@ -222,6 +226,7 @@ impl Server {
         let life = Life::new(request.lease_ms.map(Duration::from_millis), Instant::now());
         let tree = if self.has_cgroups { Tree::Cgroup(group) } else { Tree::Walk { leader: pid, mark: request.cgroup.clone() } };
         let task = Task { life, tree, pid, program, cgroup: request.cgroup, report: Some(report), failed: None, reaped: None };
+        crash::point(Point::Cloned);
         self.by_pid.insert(pid, request.id);
         self.tasks.insert(request.id, task);
         Ok(())
@@ -269,10 +274,12 @@ impl Server {
                 Step::Wait => return,
                 Step::Terminate => {
                     task.tree.terminate(&self.site);
+                    crash::point(Point::Terminated);
                     return;
                 }
                 Step::Kill => {
                     task.tree.kill(&self.site);
+                    crash::point(Point::Killed);
                     return;
                 }
                 Step::Bury => match bury(task, &self.site) {
@@ -291,6 +298,7 @@ impl Server {
 
     fn buried(&mut self, id: u64, report: ExitReport) {
         let Some(task) = self.tasks.remove(&id) else { return };
+        crash::point(Point::Buried);
         match task.failed {
             Some(error) => self.reply(&Reply::Refused { id, error }),
             None => self.reply(&Reply::Exited { id, report }),

@@ -21,6 +21,7 @@ use crate::bus::chain::{ChainEnd, ChainWriter, Head};
 use crate::bus::control::{CancelRequest, CancelWatch};
 use crate::bus::delivery::Delivery;
 use crate::claim::{Attempt, Decision, Ending, Letter, Situation, decide, is_stale, letter};
+use crate::crash::{self, Point};
 use crate::intake::lease::lease_end;
 use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
@@ -40,7 +41,10 @@ pub(super) enum LeaseEnd {
 impl LeaseEnd {
     async fn end(self, lease: Lease) {
         match self {
-            Self::Ack(receipt) => lease.ack(receipt).await,
+            Self::Ack(receipt) => {
+                crash::point(Point::Committed);
+                lease.ack(receipt).await;
+            }
             Self::GiveBack(delay) => lease.give_back(delay).await,
             Self::Forsake => lease.forsake(),
         }
@@ -50,6 +54,7 @@ impl LeaseEnd {
 /// Takes one delivery to its end. `permit` is held throughout.
 pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit) {
     let lease = Lease::new(delivery);
+    crash::point(Point::Pulled);
     shared.running.fetch_add(1, Ordering::Relaxed);
     let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
         Err(poison) => bury_poison(&shared, lease.delivery(), poison).await,
@@ -86,6 +91,7 @@ fn situation<'a>(
 }
 
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
+    crash::point(Point::Decoded);
     let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
     let plan = plan::plan(task, class, shared.enforced);
     // Listen first, then read what is stored: so no request is missed.
@@ -122,6 +128,9 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         // A plan that was rejected never leads to a start.
         (Decision::Start(_), Err(_)) => LeaseEnd::Forsake,
         (Decision::Start(number), Ok(plan)) => {
+            if number.number > 1 {
+                crash::point(Point::TakeoverDecided);
+            }
             let started = start(shared, lease, task, &plan, number, head.as_ref(), permit, &mut cancel).await;
             // Somebody else was faster.
             started.unwrap_or(LeaseEnd::Forsake)
@@ -223,7 +232,10 @@ async fn bury(shared: &Shared, delivery: &Delivery, reason: Reason, error: &str)
     let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
         match tokio::time::timeout_at(deadline, shared.bus.bury(delivery, &shared.instance.info.worker_id, reason, error)).await {
-            Ok(Ok(letter)) => return Some(Receipt::of_dead_letter(letter)),
+            Ok(Ok(letter)) => {
+                crash::point(Point::LetterStored);
+                return Some(Receipt::of_dead_letter(letter));
+            }
             Ok(Err(BusError::TooLarge { what, text })) => {
                 // Only the headers that a dead letter adds can have made it too large: rather keep it queued than lose it.
                 tracing::error!(what, text, "a dead letter does not fit into max_payload");
@@ -266,9 +278,17 @@ async fn end_unrun(shared: &Arc<Shared>, delivery: &Delivery, mut writer: ChainW
         return LeaseEnd::Forsake;
     }
     let encoded = writer.encode(|link| story.not_run(ending.reason, &ending.error, ending.hint.as_deref(), link));
-    match append_end(&mut writer, encoded, None).await {
-        LeaseEnd::Ack(_) if letter(ending.reason) == Letter::After => bury().await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack),
-        end => end,
+    let end = append_end(&mut writer, encoded, None).await;
+    match (letter(ending.reason), end) {
+        (Letter::After, LeaseEnd::Ack(_)) => {
+            crash::point(Point::LetterOwed);
+            bury().await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+        }
+        (Letter::First, end) => {
+            crash::point(Point::LetterTold);
+            end
+        }
+        (Letter::After | Letter::None, end) => end,
     }
 }
 

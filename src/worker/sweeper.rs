@@ -15,6 +15,7 @@ use crate::bus::BusError;
 use crate::bus::chain::{ChainWriter, Head};
 use crate::bus::submit::{SubmitError, Submitted};
 use crate::claim::owed_letter;
+use crate::crash::{self, Point};
 use crate::task::event::RawAssignment;
 use crate::task::{EventKind, Reason, TaskId, Tenant, Time};
 
@@ -68,6 +69,7 @@ impl Sweeper {
         if self.lock.is_none() {
             return Ok(None);
         }
+        crash::point(Point::SweepLocked);
         let mut swept = Swept::default();
         self.look_at_chains(shared, &mut swept).await?;
         self.look_at_queue(shared, &mut swept).await?;
@@ -85,6 +87,10 @@ impl Sweeper {
             if self.mend(shared, &tenant, &task_id, swept).await? {
                 self.open.remove(&(tenant, task_id));
             }
+        }
+        if shared.bus.last_sequence(&subjects.events_stream()).await? < self.events {
+            // Made anew, or back from a loss: it counts from an earlier number again.
+            self.events = 0;
         }
         let filter = format!("{}.events.*.*.{}", subjects.prefix(), EventKind::TaskStarted);
         let mut tail = shared.bus.tail(&subjects.events_stream(), &filter, self.events + 1, false).await?;
@@ -125,6 +131,7 @@ impl Sweeper {
         match started.and_then(|head| head.event.assignment).as_ref().and_then(payload) {
             Some((subject, content_type, body)) => match after_queue(bus.queue(subject, &content_type, body).await)? {
                 Requeued::Queued => {
+                    crash::point(Point::SweepQueued);
                     swept.requeued += 1;
                     tracing::warn!(%task_id, "its message was gone: queued again");
                     Ok(false)
@@ -143,6 +150,7 @@ impl Sweeper {
         let mut writer = ChainWriter::after(shared.bus.clone(), task.tenant, task.task_id, shared.config.events.encoding, Some(&head));
         let error = "its worker was lost and its message is gone from the queue";
         writer.append(|link| story.not_run(Reason::WorkerLost, error, Some("publish it again under a new task_id"), link)).await?;
+        crash::point(Point::SweepEnded);
         swept.ended += 1;
         Ok(true)
     }
@@ -163,6 +171,7 @@ impl Sweeper {
             let Some(head) = bus.head(&tenant, &task_id).await? else { continue };
             if is_over(&head, &crate::wire::sha256_hex(&message.payload)) && Self::old_enough(shared, head.event.time) {
                 bus.remove_queued(message.sequence).await?;
+                crash::point(Point::SweepRemoved);
                 swept.removed += 1;
                 tracing::warn!(%task_id, "it has ended: its message is removed from the queue");
             }
