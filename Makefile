@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults soak chaos lint bench schemas nats python
+.PHONY: help demo test test-faults soak chaos lint bench model schemas nats python
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -41,6 +41,9 @@ lint: ## formatting, lints, and schemas that are not what the types say
 
 bench: nats ## the figures of docs/performance.md, on this machine
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" $(CARGO) bench --locked --bench performance
+
+model: ## the protocol explored within larger bounds than `make test` does
+	WINDLASS_MODEL=long $(CARGO) test --locked --lib model:: -- --nocapture --test-threads=2
 
 schemas: ## write schemas/ from the types
 	$(CARGO) run --locked --quiet -- schema schemas

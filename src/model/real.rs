@@ -55,11 +55,14 @@ pub(super) enum Verdict {
 /// too early for a retry.
 type Question = (Option<(Record, u8)>, Ticket, bool, bool);
 
+/// The last event that was read back, and the one whose append was refused.
+type ReadBack = (Option<(Record, u8)>, Record);
+
 pub(super) struct Real {
     task: Task,
     plan: Plan,
     verdicts: RefCell<HashMap<Question, Verdict>>,
-    fates: RefCell<HashMap<(Option<(Record, u8)>, Record), Option<bool>>>,
+    fates: RefCell<HashMap<ReadBack, Option<bool>>>,
 }
 
 const RETRY_AT: i64 = 1_000_000_000_000;

@@ -22,6 +22,7 @@ use crate::bus::control::{CancelRequest, CancelWatch};
 use crate::bus::delivery::Delivery;
 use crate::claim::{Attempt, Decision, Ending, Letter, Situation, decide, is_stale, letter};
 use crate::crash::{self, Point};
+use crate::intake::lease::lease_end;
 use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
@@ -222,7 +223,7 @@ async fn patiently<T, F: Future<Output = Result<T, BusError>>>(shared: &Shared, 
 
 /// Until when a claim may be tried: afterwards the message may be another worker's.
 pub(super) fn claim_deadline(shared: &Shared, delivery: &Delivery) -> Instant {
-    delivery.received + shared.ack_wait().mul_f64(0.75)
+    lease_end(delivery.received, shared.ack_wait())
 }
 
 /// Stores a dead letter; none when that could not be confirmed while the message is held.
