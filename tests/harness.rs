@@ -36,3 +36,9 @@ use std::time::Duration;
 
 /// How long anything that must happen may take on a machine that does other things too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `WINDLASS_TEST_SLOW`: how many times slower this machine is than tests with short leases and deadlines expect. Only an
+/// emulated one says so; 1 elsewhere.
+pub fn slowness() -> u32 {
+    std::env::var("WINDLASS_TEST_SLOW").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+}

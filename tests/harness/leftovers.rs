@@ -21,6 +21,15 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|w| w == needle)
 }
 
+/// Where a cgroup of the tests' goes, below each hierarchy: at the top, or in the place that `WINDLASS_TEST_CGROUP` names
+/// (for a user to whom only that was delegated).
+pub fn cgroup_place(name: &str) -> String {
+    match std::env::var("WINDLASS_TEST_CGROUP") {
+        Ok(place) if !place.is_empty() => format!("{place}/{name}"),
+        _ => name.to_owned(),
+    }
+}
+
 /// Directories of that name right below each mounted cgroup hierarchy.
 pub fn cgroup_parents(name: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
@@ -43,7 +52,7 @@ pub fn cgroups(name: &str) -> Vec<PathBuf> {
 
 /// Waits until `look` finds nothing; what it still found at the end otherwise.
 pub async fn gone<T>(within: Duration, mut look: impl FnMut() -> Vec<T>) -> Vec<T> {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + within * super::slowness();
     loop {
         let left = look();
         if left.is_empty() || Instant::now() >= deadline {
