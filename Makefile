@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench schemas nats python
+.PHONY: help demo test test-host test-vm lint bench schemas nats python
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -8,14 +8,21 @@ VENV := .windlass/venv
 PYTHON_PACKAGES := nats-py==2.11.0 msgpack==1.1.2
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
 
-test: nats python ## all tests, against a real nats-server (NATS_VERSION=2.12.3 for another one)
+test: ## all tests: test-host, then test-vm
+	@$(MAKE) --no-print-directory test-host
+	@$(MAKE) --no-print-directory test-vm
+
+test-host: nats python ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked --lib --bins --test integration
+
+test-vm: nats ## limits, kills, takeover, delegation under cgroup2 alone: Debian's kernel in qemu, no rights needed (VM_KERNEL=FILE for another one)
+	@CARGO="$(CARGO)" WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" tests/vm/run.sh
 
 lint: ## formatting, lints, and schemas that are not what the types say
 	$(CARGO) fmt --check
