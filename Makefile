@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults soak chaos lint bench model schemas nats python
+.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -15,7 +15,11 @@ help: ## this list
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
 
-test: nats python ## all tests, against a real nats-server (NATS_VERSION=2.12.3 for another one)
+test: ## all tests: test-host, then test-vm
+	@$(MAKE) --no-print-directory test-host
+	@$(MAKE) --no-print-directory test-vm
+
+test-host: nats python ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked $(CRASH_POINTS) --lib --bins --test integration
 
@@ -32,6 +36,9 @@ soak: nats ## thousands of mixed tasks under random faults (SOAK_TASKS=5000, WIN
 chaos: nats ## 2,000 tasks and 50 kills of workers and supervisors, and nothing left behind (CHAOS_TASKS, CHAOS_KILLS)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_CHAOS_TASKS=$${CHAOS_TASKS:-2000} WINDLASS_CHAOS_KILLS=$${CHAOS_KILLS:-50} \
 		$(CARGO) test --locked $(CRASH_POINTS) --test integration leftovers:: -- --nocapture
+
+test-vm: nats ## limits, kills, takeover, delegation under cgroup2 alone: Debian's kernel in qemu, no rights needed (VM_KERNEL=FILE for another one)
+	@CARGO="$(CARGO)" WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" tests/vm/run.sh
 
 lint: ## formatting, lints, and schemas that are not what the types say
 	$(CARGO) fmt --check

@@ -67,3 +67,9 @@ pub fn programs() -> std::path::PathBuf {
     });
     copied.clone()
 }
+
+/// `WINDLASS_TEST_SLOW`: how many times slower this machine is than tests with short leases and deadlines expect. Only an
+/// emulated one says so; 1 elsewhere.
+pub fn slowness() -> u32 {
+    std::env::var("WINDLASS_TEST_SLOW").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
+}

@@ -50,7 +50,7 @@ impl Server {
         let dir = watchdog().dir().join(format!("nats-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir_all(&dir).expect("the server's directory");
         let config = dir.join("nats.conf");
-        let deadline = Instant::now() + super::PATIENCE;
+        let deadline = Instant::now() + super::PATIENCE * super::slowness();
         // Between the look for a free port and its use somebody else may take it: then the next one.
         while Instant::now() < deadline {
             let port = free_port();
@@ -136,7 +136,7 @@ impl Server {
             .spawn()
             .expect("nats-server starts");
         watchdog().adopt(child.id());
-        let deadline = Instant::now() + super::PATIENCE;
+        let deadline = Instant::now() + super::PATIENCE * super::slowness();
         while Instant::now() < deadline {
             if child.try_wait().expect("wait").is_some() {
                 watchdog().release(child.id());

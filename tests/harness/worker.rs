@@ -78,7 +78,7 @@ impl Worker {
     pub async fn exit(&self, within: Duration) -> ExitStatus {
         let mut slot = self.child.lock().await;
         let child = slot.as_mut().unwrap_or_else(|| panic!("worker {} was already waited for", self.id));
-        let status = tokio::time::timeout(within, child.wait()).await;
+        let status = tokio::time::timeout(within * super::slowness(), child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("worker {} still runs after {within:?}\n{}", self.id, self.log())).expect("wait");
         *slot = None;
         watchdog().release(self.pid);
