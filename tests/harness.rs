@@ -10,6 +10,8 @@
 
 #[path = "harness/checker.rs"]
 pub mod checker;
+#[path = "harness/cluster.rs"]
+pub mod cluster;
 #[path = "harness/feed.rs"]
 pub mod feed;
 #[path = "harness/fleet.rs"]
@@ -22,6 +24,8 @@ pub mod leftovers;
 pub mod orchestrator;
 #[path = "harness/proxy.rs"]
 pub mod proxy;
+#[path = "harness/records.rs"]
+pub mod records;
 #[path = "harness/server.rs"]
 pub mod server;
 #[path = "harness/watchdog.rs"]

@@ -20,6 +20,8 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[path = "integration/cluster.rs"]
+mod cluster;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]
