@@ -31,10 +31,9 @@ impl Credentials {
         }
         let first = config.server.split(',').next().map(str::trim).unwrap_or_default();
         match first.parse::<ServerAddr>() {
-            Ok(server) if server.has_user_pass() => Self::Url {
-                user: server.username().unwrap_or_default().to_owned(),
-                password: server.password().map(str::to_owned),
-            },
+            Ok(server) if server.has_user_pass() => {
+                Self::Url { user: server.username().unwrap_or_default().to_owned(), password: server.password().map(str::to_owned) }
+            }
             Ok(_) | Err(_) => Self::None,
         }
     }

@@ -26,9 +26,9 @@ impl Cluster {
         let url = |port: u16| format!("nats://127.0.0.1:{port}");
         let mut nodes = Vec::new();
         for (n, route) in routes.iter().enumerate() {
-            // The first two call each other and the third, which calls nobody: nodes tell each other where they are, and
-            // that is nowhere.
-            let calls = if n < 2 { format!("{}, {}", url(routes[1 - n]), url(third.port())) } else { String::new() };
+            // The first two call each other and the third, which calls nobody (it has to name somebody): nodes tell each other
+            // where they are, and that is nowhere.
+            let calls = if n < 2 { format!("{}, {}", url(routes[1 - n]), url(third.port())) } else { url(1) };
             let node = Server::with_config(|port, dir| {
                 format!(
                     "server_name: n{}\nlisten: 127.0.0.1:{port}\n\

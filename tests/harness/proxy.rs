@@ -208,14 +208,6 @@ impl Proxy {
         self.shared.passed.borrow()[direction as usize]
     }
 
-    /// Waits until that many bytes more have passed.
-    pub async fn until_passed(&self, direction: Direction, bytes: u64) {
-        let until = self.passed(direction) + bytes;
-        let mut passed = self.shared.passed.subscribe();
-        let waited = tokio::time::timeout(PATIENCE, passed.wait_for(|passed| passed[direction as usize] >= until)).await;
-        waited.expect("the bytes never came").expect("the proxy runs");
-    }
-
     /// How many connections were made through it so far.
     pub fn connections(&self) -> u32 {
         *self.shared.connections.borrow()

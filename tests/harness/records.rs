@@ -32,10 +32,13 @@ pub async fn until_recorded(dir: &Path, attempt: u32) {
     }
 }
 
-/// Proves that the first attempt wrote its last record before the second wrote its first.
+/// Proves that each attempt wrote its last record before the next wrote its first.
 pub fn one_after_the_other(dir: &Path) {
-    let (first, second) = (recorded(dir, 1), recorded(dir, 2));
-    let (Some(last), Some(begun)) = (first.last(), second.first()) else { panic!("an attempt has no records") };
-    println!("the first attempt wrote its last record {:.2} s before the second wrote its first", begun - last);
-    assert!(last < begun, "both attempts ran between {begun} and {last}");
+    let attempts: Vec<_> = (1..).map(|attempt| recorded(dir, attempt)).take_while(|records| !records.is_empty()).collect();
+    assert!(attempts.len() > 1, "a second attempt has no records");
+    for (n, pair) in attempts.windows(2).enumerate() {
+        let (Some(last), Some(begun)) = (pair[0].last(), pair[1].first()) else { panic!("an attempt without records") };
+        println!("attempt {} wrote its last record {:.2} s before the next wrote its first", n + 1, begun - last);
+        assert!(last < begun, "two attempts ran at {begun}: the earlier one until {last}");
+    }
 }

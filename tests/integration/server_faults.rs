@@ -77,6 +77,11 @@ async fn a_server_killed_at_each_step_loses_nothing() {
         fleet.server.kill9();
         fleet.server.restart();
         first_and_well(&fleet.end(&task).await);
+        // The orchestrator is back too.
+        let deadline = Instant::now() + PATIENCE;
+        while fleet.js.query_account().await.is_err() {
+            assert!(Instant::now() < deadline, "no connection");
+        }
     }
     fleet.finish().await;
 }
