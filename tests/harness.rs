@@ -20,6 +20,8 @@ pub mod fleet;
 pub mod job;
 #[path = "harness/leftovers.rs"]
 pub mod leftovers;
+#[path = "harness/operator.rs"]
+pub mod operator;
 #[path = "harness/orchestrator.rs"]
 pub mod orchestrator;
 #[path = "harness/proxy.rs"]

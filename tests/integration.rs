@@ -22,6 +22,8 @@ mod chaos;
 mod cli;
 #[path = "integration/cluster.rs"]
 mod cluster;
+#[path = "integration/credentials.rs"]
+mod credentials;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]

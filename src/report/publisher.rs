@@ -82,7 +82,7 @@ impl<S: ChunkSink> Publisher<S> {
         let mut resting = Some(stage);
         let mut ready: VecDeque<Prepared> = VecDeque::new();
         let mut in_flight = FuturesUnordered::new();
-        let mut again: VecDeque<Letter> = VecDeque::new();
+        let mut again: VecDeque<Box<Letter>> = VecDeque::new();
         let mut pace = Pace::new(self.window);
         let mut buffered = 0;
         loop {
@@ -166,7 +166,7 @@ struct Letter {
 
 enum What {
     New(Prepared),
-    Again(Letter),
+    Again(Box<Letter>),
 }
 
 /// What became of one try.
@@ -174,7 +174,7 @@ enum Delivered {
     /// Stored; so much output was in it.
     Confirmed { len: usize, sent: Instant },
     /// Perhaps not stored. Its delay is over.
-    Not { letter: Letter, sent: Instant, silent: bool, reason: String },
+    Not { letter: Box<Letter>, sent: Instant, silent: bool, reason: String },
 }
 
 async fn write(mut chunk: Prepared) -> Result<Letter, Fault> {
@@ -192,7 +192,7 @@ async fn write(mut chunk: Prepared) -> Result<Letter, Fault> {
 /// Publishes one chunk once.
 async fn deliver<S: ChunkSink>(sink: Arc<S>, what: What) -> Result<Delivered, Fault> {
     let mut letter = match what {
-        What::New(chunk) => write(chunk).await?,
+        What::New(chunk) => Box::new(write(chunk).await?),
         What::Again(letter) => letter,
     };
     let sent = Instant::now();
