@@ -87,7 +87,7 @@ impl<S: ChunkSink> Publisher<S> {
         let mut buffered = 0;
         loop {
             while pace.allows(in_flight.len())
-                && let Some(what) = again.pop_front().map(What::Again).or_else(|| ready.pop_front().map(What::New))
+                && let Some(what) = again.pop_front().map(What::Again).or_else(|| ready.pop_front().map(|chunk| What::New(Box::new(chunk))))
             {
                 in_flight.push(deliver(Arc::clone(&self.sink), what));
             }
@@ -114,21 +114,9 @@ impl<S: ChunkSink> Publisher<S> {
                     resting = Some(stage);
                 }
                 // Cancel safe: a stream; the futures stay in it.
-                Some(delivered) = in_flight.next() => match delivered? {
-                    Delivered::Confirmed { len, sent } => {
-                        buffered -= len;
-                        pace.confirmed(sent, Instant::now());
-                    }
-                    Delivered::Not { letter, sent, silent, reason } => {
-                        if silent {
-                            pace.silent(sent, Instant::now());
-                        }
-                        if pace.speaks(Instant::now()) {
-                            let msg_id = &letter.msg_id;
-                            tracing::warn!(%msg_id, %reason, "output is not stored yet, sending it again; its task cannot end before");
-                        }
-                        again.push_back(letter);
-                    }
+                Some(delivered) = in_flight.next() => match noted(delivered?, &mut pace) {
+                    Ok(len) => buffered -= len,
+                    Err(letter) => again.push_back(letter),
                 },
                 // Cancel safe: the notification is kept.
                 () = self.spool.changed() => {}
@@ -165,7 +153,7 @@ struct Letter {
 }
 
 enum What {
-    New(Prepared),
+    New(Box<Prepared>),
     Again(Box<Letter>),
 }
 
@@ -189,10 +177,31 @@ async fn write(mut chunk: Prepared) -> Result<Letter, Fault> {
     Ok(Letter { subject, msg_id, content_type, body, len, delays: Delays::new(FIRST_DELAY, LONGEST_DELAY) })
 }
 
+/// What one try says of the pace; how much output is stored, or what has to be sent again.
+fn noted(delivered: Delivered, pace: &mut Pace) -> Result<usize, Box<Letter>> {
+    let now = Instant::now();
+    match delivered {
+        Delivered::Confirmed { len, sent } => {
+            pace.confirmed(sent, now);
+            Ok(len)
+        }
+        Delivered::Not { letter, sent, silent, reason } => {
+            if silent {
+                pace.silent(sent, now);
+            }
+            if pace.speaks(now) {
+                let msg_id = &letter.msg_id;
+                tracing::warn!(%msg_id, %reason, "output is not stored yet, sending it again; its task cannot end before");
+            }
+            Err(letter)
+        }
+    }
+}
+
 /// Publishes one chunk once.
 async fn deliver<S: ChunkSink>(sink: Arc<S>, what: What) -> Result<Delivered, Fault> {
     let mut letter = match what {
-        What::New(chunk) => Box::new(write(chunk).await?),
+        What::New(chunk) => Box::new(write(*chunk).await?),
         What::Again(letter) => letter,
     };
     let sent = Instant::now();
