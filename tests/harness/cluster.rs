@@ -45,14 +45,19 @@ impl Cluster {
         Some(cluster)
     }
 
-    /// Waits until it has a leader, and every node knows it.
+    /// Waits until it has a leader, every node knows it, and it knows every node.
     async fn ready(&self) {
+        let all = jetstream::stream::Config { name: "ALL".into(), num_replicas: 3, ..Default::default() };
         for node in &self.nodes {
             let client = async_nats::connect(node.url()).await.expect("the node answers");
             let js = jetstream::new(client);
             let deadline = Instant::now() + PATIENCE;
             while js.query_account().await.is_err() {
                 assert!(Instant::now() < deadline, "the cluster has no leader");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            while js.create_stream(all.clone()).await.is_err() {
+                assert!(Instant::now() < deadline, "the leader does not know all nodes");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }
