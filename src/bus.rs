@@ -17,6 +17,7 @@ use tokio::sync::watch;
 pub mod chain;
 pub mod connect;
 pub mod control;
+mod credentials;
 pub mod dead;
 pub mod delivery;
 pub mod kv;

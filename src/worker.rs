@@ -136,10 +136,10 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     let name = format!("windlass worker {}", instance.info.worker_id);
     // Output has a connection of its own: on a slow link a renewal must not wait behind a window of chunks.
     let output = format!("{name} (output)");
-    let both = futures_util::future::try_join(
+    let both = Box::pin(futures_util::future::try_join(
         Bus::connect(&config.bus, &name, Patience::Wait),
         Bus::connect(&config.bus, &output, Patience::Wait),
-    );
+    ));
     let (bus, sink) = tokio::select! {
         buses = both => buses?,
         _ = stopping.wait_for(|s| *s >= Stop::Drain) => return Ok(()),

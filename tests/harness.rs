@@ -13,6 +13,8 @@
 pub mod acks;
 #[path = "harness/checker.rs"]
 pub mod checker;
+#[path = "harness/cluster.rs"]
+pub mod cluster;
 #[path = "harness/crew.rs"]
 pub mod crew;
 #[path = "harness/dice.rs"]
@@ -27,10 +29,14 @@ pub mod job;
 pub mod leftovers;
 #[path = "harness/litter.rs"]
 pub mod litter;
+#[path = "harness/operator.rs"]
+pub mod operator;
 #[path = "harness/orchestrator.rs"]
 pub mod orchestrator;
 #[path = "harness/proxy.rs"]
 pub mod proxy;
+#[path = "harness/records.rs"]
+pub mod records;
 #[path = "harness/server.rs"]
 pub mod server;
 #[path = "harness/watchdog.rs"]

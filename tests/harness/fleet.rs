@@ -87,7 +87,8 @@ impl Fleet {
         all.extend(stretched(owned(settings)));
         let url = server.url();
         init(&url, &prefix, &all).await;
-        let bus = Orchestrator::connect(&url, &prefix).await;
+        let creds = all.iter().find(|(key, _)| key == "BUS__CREDS").map(|(_, path)| path.as_str());
+        let bus = Orchestrator::connect_with(&url, &prefix, creds).await;
         Self { bus, server, dir, root, settings: all, workers: Mutex::default(), finished: false }
     }
 
