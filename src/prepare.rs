@@ -64,15 +64,45 @@ impl Workspace {
         Ok(workspace)
     }
 
+    /// Whether a file can be written there; see [`probe`].
+    ///
+    /// # Errors
+    /// What a task that writes there is told.
+    pub fn probe(&self) -> std::io::Result<()> {
+        probe(&self.root)
+    }
+
     /// Where the script of a task is kept when it is too long for an argument.
     fn script(&self) -> PathBuf {
         self.root.join("script.sh")
     }
 }
 
+/// Less free space than this is none: what a writer is refused may leave a few blocks.
+const FULL_BELOW: u64 = 1 << 20;
+
+/// Makes a file in `dir` and removes it, and looks at the room that is left. Blocks on the disk.
+///
+/// # Errors
+/// What anybody who writes there is told; [`StorageFull`](std::io::ErrorKind::StorageFull) when there is room for hardly
+/// anything.
+pub fn probe(dir: &Path) -> std::io::Result<()> {
+    let path = dir.join("windlass-probe");
+    let written = std::fs::write(&path, [0; 4096]);
+    let removed = std::fs::remove_file(&path);
+    written?;
+    removed?;
+    let fs = rustix::fs::statvfs(dir)?;
+    // Some file systems count no inodes: then none are free, of none at all.
+    let full = fs.f_bavail.saturating_mul(fs.f_frsize) < FULL_BELOW || (fs.f_files > 0 && fs.f_favail == 0);
+    if full { Err(rustix::io::Errno::NOSPC.into()) } else { Ok(()) }
+}
+
 impl Drop for Workspace {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.root) {
+        if let Err(error) = std::fs::remove_dir_all(&self.root)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             tracing::warn!(%error, path = %self.root.display(), "cannot remove the work directory");
         }
     }

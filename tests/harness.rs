@@ -10,6 +10,8 @@
 
 #[path = "harness/checker.rs"]
 pub mod checker;
+#[path = "harness/disk.rs"]
+pub mod disk;
 #[path = "harness/feed.rs"]
 pub mod feed;
 #[path = "harness/fleet.rs"]

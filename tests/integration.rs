@@ -20,6 +20,8 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[path = "integration/disk.rs"]
+mod disk;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]

@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::Stop;
 use super::account::Account;
 use super::attempt::{LeaseEnd, append_end, claim_deadline};
+use super::instance::Kept;
 use super::run::{Ended, Interrupt, Run, Signals};
 use super::story::{self, Story};
 use crate::bus::chain::{Appended, ChainWriter, SpooledEvent};
@@ -141,16 +143,24 @@ impl Claimed<'_> {
             chunks = proof;
             Event { status: Some(status), retry: Some(retry), ..event }
         });
-        let kept = encoded.as_ref().ok().and_then(|encoded| {
-            let name = format!("{}.{}.{}.json", self.task.tenant, self.task.task_id, self.attempt.number);
-            let kept = self.shared.instance.keep(&name, &SpooledEvent::new(&writer, encoded.clone()));
-            kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
-        });
+        let kept = match &encoded {
+            Ok(encoded) => self.keep(SpooledEvent::new(&writer, encoded.clone())).await,
+            Err(_) => None,
+        };
         let end = append_end(&mut writer, encoded, chunks).await;
         if let Some(kept) = kept {
-            kept.settled();
+            let _ = spawn_blocking(move || kept.settled()).await;
         }
         end
+    }
+
+    /// Keeps a terminal event on disk; off the runtime's threads, since a slow disk must not keep leases from being renewed.
+    /// None when that is not possible: the append is made all the same.
+    async fn keep(&self, event: SpooledEvent) -> Option<Kept> {
+        let name = format!("{}.{}.{}.json", self.task.tenant, self.task.task_id, self.attempt.number);
+        let shared = Arc::clone(self.shared);
+        let kept = spawn_blocking(move || shared.instance.keep(&name, &event)).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
     }
 }
 

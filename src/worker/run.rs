@@ -5,19 +5,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::account::{Account, Stopped, judge};
+use super::account::{Account, Exit, Stopped, judge};
 use super::progress::ProgressFile;
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
 use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
 use crate::plan::Plan;
-use crate::prepare::{self, Facts, Launch, Workspace};
+use crate::prepare::{self, Facts, Launch, PrepareError, Workspace};
 use crate::report::{LocalLogs, Recorder, RecorderConfig};
-use crate::supervisor::protocol::ExitReport;
+use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::event::{Event, EventKind, Progress, RunInfo};
 use crate::task::stage::{Stage, StageEntry};
 use crate::task::{Reason, Time};
@@ -102,13 +103,27 @@ impl Run<'_> {
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
     pub async fn go(mut self, writer: &mut ChainWriter) -> Ended {
         self.stages.push(Stage::Loading.entered());
-        let workspace = match Workspace::create(&self.shared.instance.work(), &self.name()) {
-            Ok(workspace) => workspace,
-            Err(error) => {
-                let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
-                return self.failed(reason, error.to_string(), None, "prepare");
-            }
+        let (parent, name) = (self.shared.instance.work(), self.name());
+        // A slow disk must not keep this task's lease from being renewed.
+        let workspace = match spawn_blocking(move || Workspace::create(&parent, &name)).await {
+            Ok(Ok(workspace)) => workspace,
+            Ok(Err(error)) => return self.unprepared(&error),
+            Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
         };
+        let ended = self.go_in(&workspace, writer).await;
+        // To remove what a task left can take longer than a lease lasts.
+        let _ = spawn_blocking(move || drop(workspace)).await;
+        ended
+    }
+
+    /// No attempt is possible on this worker's disk.
+    fn unprepared(self, error: &PrepareError) -> Ended {
+        self.shared.ground.doubt();
+        let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
+        self.failed(reason, error.to_string(), None, "prepare")
+    }
+
+    async fn go_in(mut self, workspace: &Workspace, writer: &mut ChainWriter) -> Ended {
         let facts = Facts {
             task: self.task,
             attempt: self.story.attempt(),
@@ -116,14 +131,11 @@ impl Run<'_> {
             path: &self.shared.config.worker.path,
             traceparent: self.traceparent,
         };
-        let launch = match prepare::launch(self.plan, &workspace, &facts) {
+        let launch = match prepare::launch(self.plan, workspace, &facts) {
             Ok(launch) => launch,
-            Err(error) => {
-                let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
-                return self.failed(reason, error.to_string(), None, "prepare");
-            }
+            Err(error) => return self.unprepared(&error),
         };
-        let mut running = match self.start(launch, &workspace).await {
+        let mut running = match self.start(launch, workspace).await {
             Ok(running) => running,
             Err(ended) => return *ended,
         };
@@ -135,7 +147,7 @@ impl Run<'_> {
             running.recorder.abandon().await;
             return Ended::Lost;
         }
-        self.finish(running, &workspace, report, stopped).await
+        self.finish(running, workspace, report, stopped).await
     }
 
     fn failed(self, reason: Reason, error: String, hint: Option<String>, phase: &'static str) -> Ended {
@@ -256,6 +268,8 @@ impl Run<'_> {
 
     async fn finish(mut self, mut running: Running, workspace: &Workspace, report: ExitReport, stopped: Option<Stopped>) -> Ended {
         let duration = running.started.elapsed();
+        // Before the end of the spool frees what the task ran out of.
+        let disk = if report.status == ExitStatus::Code(0) { Ok(()) } else { workspace.probe() };
         self.run.finished_at = Some(Time::now());
         self.run.duration_ms = Some(millis(duration));
         // The last lines may have been written just before the end.
@@ -284,7 +298,9 @@ impl Run<'_> {
         };
         match stopped {
             Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
-            stopped => Ended::Said(Box::new(judge(account, recorded, stopped, &report, self.plan, workspace, duration))),
+            stopped => {
+                Ended::Said(Box::new(judge(account, recorded, &Exit { stopped, report: &report, disk, duration }, self.plan, workspace)))
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::disk::Under;
 use super::watchdog::watchdog;
 use super::worker::{Worker, windlass};
 use super::{Orchestrator, PATIENCE, Server, checker, leftovers};
@@ -21,6 +22,8 @@ pub struct Fleet {
     pub dir: PathBuf,
     settings: Vec<(String, String)>,
     workers: Mutex<Vec<Arc<Worker>>>,
+    /// State directories on disks of a test's own.
+    places: Mutex<Vec<PathBuf>>,
     finished: bool,
 }
 
@@ -69,7 +72,7 @@ impl Fleet {
         let url = server.url();
         init(&url, &prefix, &all).await;
         let bus = Orchestrator::connect(&url, &prefix).await;
-        Self { bus, server, dir, settings: all, workers: Mutex::default(), finished: false }
+        Self { bus, server, dir, settings: all, workers: Mutex::default(), places: Mutex::default(), finished: false }
     }
 
     /// Starts one more worker.
@@ -80,9 +83,15 @@ impl Fleet {
 
     /// Starts a worker with that name: with a name that was used before, it takes over that one's state directory.
     pub fn worker_named(&self, id: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
+        self.worker_under(id, &Under::default(), settings)
+    }
+
+    /// Likewise, on a disk or below a command of the test's own.
+    pub fn worker_under(&self, id: &str, under: &Under, settings: &[(&str, &str)]) -> Arc<Worker> {
         let mut all = self.settings.clone();
         all.extend(owned(settings));
-        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all));
+        self.places.lock().expect("not poisoned").extend(under.state.iter().map(|(own, _)| own.clone()));
+        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all, under));
         self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
         worker
     }
@@ -106,7 +115,12 @@ impl Fleet {
     /// Processes of this fleet's tasks and workers that are alive.
     pub fn processes(&self) -> Vec<(u32, String)> {
         // With the slash: another fleet's name may begin with this one's.
-        leftovers::processes(&format!("{}/", self.dir.display()))
+        let places = self.places.lock().expect("not poisoned").clone();
+        let dirs = std::iter::once(self.dir.clone()).chain(places);
+        let mut found: Vec<_> = dirs.flat_map(|dir| leftovers::processes(&format!("{}/", dir.display()))).collect();
+        found.sort();
+        found.dedup();
+        found
     }
 
     /// Processes that belong to one task.
@@ -114,6 +128,16 @@ impl Fleet {
         let own = self.processes();
         let marked: Vec<_> = leftovers::processes(&format!("WINDLASS_TASK_ID={task_id}\0"));
         own.into_iter().filter(|p| marked.contains(p)).collect()
+    }
+
+    /// Waits until a task's process runs, and with it everything is made that it runs in.
+    pub async fn running(&self, task: &super::Task) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while self.processes_of(&task.id).is_empty() {
+            assert!(std::time::Instant::now() < deadline, "task {} has no process\n{}", task.id, self.logs());
+            // A process is no message that could be waited for.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The end of every test that has workers: drains them, proves every promise, and looks for what was left behind.
