@@ -51,6 +51,8 @@ impl Workspace {
     /// When the directories cannot be made.
     pub fn create(parent: &Path, name: &str) -> Result<Self, PrepareError> {
         let root = parent.join(name);
+        // Not one that is there: when the server lost the claim of an attempt that still runs here, this one has its number.
+        std::fs::create_dir(&root).map_err(|error| PrepareError { path: root.clone(), error })?;
         let workspace = Self {
             dir: root.join("work"),
             result: root.join("result.json"),
@@ -58,8 +60,8 @@ impl Workspace {
             outputs: root.join("outputs"),
             root,
         };
-        for dir in [&workspace.root, &workspace.dir, &workspace.outputs] {
-            std::fs::create_dir_all(dir).map_err(|error| PrepareError { path: dir.clone(), error })?;
+        for dir in [&workspace.dir, &workspace.outputs] {
+            std::fs::create_dir(dir).map_err(|error| PrepareError { path: dir.clone(), error })?;
         }
         Ok(workspace)
     }

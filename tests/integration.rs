@@ -40,6 +40,8 @@ mod many_workers;
 mod native;
 #[path = "integration/output.rs"]
 mod output;
+#[path = "integration/power.rs"]
+mod power;
 #[path = "integration/python.rs"]
 mod python;
 #[path = "integration/results.rs"]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use tokio::time::Instant;
 
 use super::store::Stored;
 use super::{Bus, BusError};
@@ -70,15 +71,41 @@ fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
     }
 }
 
-/// What the chain's last event means for an append that expected `expected` and may have been stored.
-fn after_read_back(head: Option<&Head>, expected: u64, mine: &Encoded) -> Option<Appended> {
+/// Where an append goes: after what.
+#[derive(Debug, Clone, Copy)]
+struct Place<'a> {
+    /// Sequence of the chain's last event; 0 for none.
+    expected: u64,
+    /// Its digest, where it is known.
+    sha256: Option<&'a str>,
+    /// The connection under which it was last seen there; none: in another life.
+    seen: Option<u64>,
+}
+
+/// What the chain's last event means for an append that may have been stored.
+#[derive(Debug, PartialEq, Eq)]
+enum ReadBack {
+    Known(Appended),
+    /// As expected: a refusal was about something in flight.
+    Unmoved,
+    /// What the append builds on is not there: not readable yet, or lost by a server that had confirmed it.
+    Gone,
+}
+
+fn after_read_back(head: Option<&Head>, place: Place<'_>, mine: &Encoded) -> ReadBack {
     match head {
-        Some(head) if head.event.nonce == mine.nonce && head.event.id == mine.id => Some(Appended::Stored(head.sequence)),
-        Some(head) if head.sequence != expected => Some(Appended::Fenced),
-        // As expected, or not readable yet: the refusal was about something in flight.
-        Some(_) | None => None,
+        Some(head) if head.event.nonce == mine.nonce && head.event.id == mine.id => ReadBack::Known(Appended::Stored(head.sequence)),
+        Some(head) if head.sequence > place.expected => ReadBack::Known(Appended::Fenced),
+        Some(head) if head.sequence < place.expected => ReadBack::Gone,
+        // A server that lost its newest messages gives their sequences out again.
+        Some(head) if place.sha256.is_some_and(|known| known != head.sha256) => ReadBack::Known(Appended::Fenced),
+        None if place.expected > 0 => ReadBack::Gone,
+        Some(_) | None => ReadBack::Unmoved,
     }
 }
+
+/// Time after which what is gone is taken for lost: longer than a new leader needs to know what it has.
+const GONE_AFTER: Duration = Duration::from_secs(5);
 
 impl Bus {
     /// The last event of a task's chain, read from the stream's leader.
@@ -142,29 +169,39 @@ impl Bus {
         self.store(event.subject.clone(), headers, event.body.clone()).await
     }
 
-    /// Appends `event` to `chain` if its last event is `expected` (0: if it is empty). Sends the same bytes again until the
-    /// answer is known, however long that takes: drop the future to give up, and know then that it may be stored.
+    /// Appends `event` if the chain ends where `place` says. Sends the same bytes again until the answer is known, however
+    /// long that takes: drop the future to give up, and know then that it may be stored.
     ///
-    /// # Errors
-    /// Only when it can never be stored: too large, or the connection is closed for good.
-    pub async fn append(&self, tenant: &Tenant, task_id: &TaskId, expected: u64, event: &Encoded) -> Result<Appended, BusError> {
+    /// After every reconnect the chain is looked at first: a server that lost power may have lost what it had confirmed, and
+    /// give the same sequences to other events.
+    async fn append(&self, tenant: &Tenant, task_id: &TaskId, mut place: Place<'_>, event: &Encoded) -> Result<Appended, BusError> {
         let chain = self.subjects().chain(tenant, task_id);
         let mut delays = Delays::new(Duration::from_millis(20), Duration::from_secs(2));
+        let mut gone: Option<Instant> = None;
         loop {
-            let answer = self.append_once(&chain, expected, event).await;
-            match (after_answer(&answer), answer) {
+            let connection = *self.connections().borrow();
+            let known = place.expected == 0 || place.seen == Some(connection);
+            let answer = if known { Some(self.append_once(&chain, place.expected, event).await) } else { None };
+            match (answer.as_ref().map_or(Answer::ReadBack, after_answer), answer) {
                 (Answer::Stored(sequence), _) => return Ok(Appended::Stored(sequence)),
-                (Answer::Never, Err(error)) => return Err(error),
-                (Answer::ReadBack, _) => match self.last_event(&chain).await {
-                    Ok(head) => {
-                        if let Some(fate) = after_read_back(head.as_ref(), expected, event) {
-                            return Ok(fate);
+                (Answer::Never, Some(Err(error))) => return Err(error),
+                (Answer::ReadBack, sent) => match self.last_event(&chain).await.map(|head| after_read_back(head.as_ref(), place, event)) {
+                    Ok(ReadBack::Known(fate)) => return Ok(fate),
+                    Ok(ReadBack::Unmoved) => {
+                        place.seen = Some(connection);
+                        if sent.is_none() {
+                            continue;
                         }
                     }
+                    Ok(ReadBack::Gone) if gone.get_or_insert_with(Instant::now).elapsed() >= GONE_AFTER => {
+                        tracing::error!(event = event.id, expected = place.expected, "the server lost events that it had confirmed");
+                        return Ok(Appended::Fenced);
+                    }
+                    Ok(ReadBack::Gone) => {}
                     Err(error) => tracing::warn!(%error, event = event.id, "cannot read back an append, trying again"),
                 },
                 (Answer::Again | Answer::Never, answer) => {
-                    if let Err(error) = answer {
+                    if let Some(Err(error)) = answer {
                         tracing::warn!(%error, event = event.id, "event not confirmed, sending the same bytes again");
                     }
                 }
@@ -218,6 +255,8 @@ pub struct ChainWriter {
     encoding: Encoding,
     expected: u64,
     link: Link,
+    /// The connection under which the chain was last seen to end there.
+    seen: u64,
     /// Sent, and its fate not known: whoever waited for it went away.
     unsettled: Option<Encoded>,
 }
@@ -230,7 +269,8 @@ impl ChainWriter {
             Some(head) => (head.sequence, Link { seq: head.event.seq + 1, prev_sha256: Some(head.sha256.clone()) }),
             None => (0, Link { seq: 0, prev_sha256: None }),
         };
-        Self { bus, tenant, task_id, encoding, expected, link, unsettled: None }
+        let seen = *bus.connections().borrow();
+        Self { bus, tenant, task_id, encoding, expected, link, seen, unsettled: None }
     }
 
     /// Encodes the event that `build` makes for the next link, without sending it.
@@ -247,7 +287,7 @@ impl ChainWriter {
     /// Appends the event that `build` makes for the next link.
     ///
     /// # Errors
-    /// As [`Bus::append`].
+    /// Only when it can never be stored: too large, or the connection is closed for good.
     pub async fn append(&mut self, build: impl FnOnce(Link) -> Event) -> Result<Appended, BusError> {
         if self.settle_unsettled().await? == Some(Appended::Fenced) {
             return Ok(Appended::Fenced);
@@ -259,7 +299,7 @@ impl ChainWriter {
     /// Appends an event that [`ChainWriter::encode`] made for the link that is still the next.
     ///
     /// # Errors
-    /// As [`Bus::append`].
+    /// Only when it can never be stored: too large, or the connection is closed for good.
     pub async fn append_encoded(&mut self, encoded: Encoded) -> Result<Appended, BusError> {
         self.unsettled = Some(encoded);
         Ok(self.settle_unsettled().await?.unwrap_or(Appended::Fenced))
@@ -268,12 +308,14 @@ impl ChainWriter {
     /// Finds out what became of an append whose caller went away.
     ///
     /// # Errors
-    /// As [`Bus::append`].
+    /// Only when it can never be stored: too large, or the connection is closed for good.
     pub async fn settle_unsettled(&mut self) -> Result<Option<Appended>, BusError> {
         let Some(encoded) = &self.unsettled else { return Ok(None) };
-        let fate = self.bus.append(&self.tenant, &self.task_id, self.expected, encoded).await?;
+        let place = Place { expected: self.expected, sha256: self.link.prev_sha256.as_deref(), seen: Some(self.seen) };
+        let seen = *self.bus.connections().borrow();
+        let fate = self.bus.append(&self.tenant, &self.task_id, place, encoded).await?;
         if let Appended::Stored(sequence) = fate {
-            self.expected = sequence;
+            (self.expected, self.seen) = (sequence, seen);
             self.link = Link { seq: self.link.seq + 1, prev_sha256: Some(encoded.sha256.clone()) };
         }
         self.unsettled = None;
@@ -304,6 +346,9 @@ pub struct SpooledEvent {
     pub task_id: TaskId,
     /// What the append expects.
     pub expected: u64,
+    /// Digest of that event.
+    #[serde(default)]
+    pub prev_sha256: Option<String>,
     /// The event.
     pub event: Encoded,
 }
@@ -312,14 +357,54 @@ impl SpooledEvent {
     /// What is to be appended by `writer`.
     #[must_use]
     pub fn new(writer: &ChainWriter, event: Encoded) -> Self {
-        Self { tenant: writer.tenant.clone(), task_id: writer.task_id.clone(), expected: writer.expected, event }
+        Self {
+            tenant: writer.tenant.clone(),
+            task_id: writer.task_id.clone(),
+            expected: writer.expected,
+            prev_sha256: writer.link.prev_sha256.clone(),
+            event,
+        }
     }
 
     /// Appends it, if the chain still stands where it was.
     ///
     /// # Errors
-    /// As [`Bus::append`].
+    /// Only when it can never be stored: too large, or the connection is closed for good.
     pub async fn replay(&self, bus: &Bus) -> Result<Appended, BusError> {
-        bus.append(&self.tenant, &self.task_id, self.expected, &self.event).await
+        let place = Place { expected: self.expected, sha256: self.prev_sha256.as_deref(), seen: None };
+        bus.append(&self.tenant, &self.task_id, place, &self.event).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn head(sequence: u64, nonce: &str, sha256: &str) -> Head {
+        let mut event: Event = serde_json::from_str(include_str!("../../tests/golden/task_started.json")).unwrap();
+        (event.nonce, event.id) = (nonce.to_owned(), format!("{nonce}.task_started"));
+        Head { sequence, event, sha256: sha256.to_owned() }
+    }
+
+    #[test]
+    fn an_append_is_stored_fenced_or_waits_by_what_the_chain_ends_with() {
+        let mine = serde_json::json!({
+            "subject": "s", "kind": "task_completed", "id": "me.end", "nonce": "me", "headers": [], "body": "", "sha256": "" });
+        let mine: Encoded = serde_json::from_value(mine).unwrap();
+        let place = Place { expected: 7, sha256: Some("claim"), seen: None };
+        let fenced = || ReadBack::Known(Appended::Fenced);
+        for (found, meaning, why) in [
+            (Some(head(7, "me", "claim")), ReadBack::Unmoved, "nobody has written"),
+            (Some(head(8, "other", "x")), fenced(), "somebody else went on"),
+            (Some(head(7, "other", "x")), fenced(), "the sequence was given out again after a loss"),
+            (Some(head(5, "me", "earlier")), ReadBack::Gone, "the newest events are lost, or not readable yet"),
+            (None, ReadBack::Gone, "the whole chain is"),
+        ] {
+            assert_eq!(after_read_back(found.as_ref(), place, &mine), meaning, "{why}");
+        }
+        let mut stored = head(9, "me", "end");
+        stored.event.id = "me.end".to_owned();
+        assert_eq!(after_read_back(Some(&stored), place, &mine), ReadBack::Known(Appended::Stored(9)));
+        assert_eq!(after_read_back(None, Place { expected: 0, sha256: None, seen: None }, &mine), ReadBack::Unmoved);
     }
 }

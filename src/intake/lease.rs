@@ -126,8 +126,11 @@ impl Renewer {
     /// One renewal; false when the chain is somebody else's.
     async fn renew(&self) -> Result<bool, BusError> {
         self.delivery.progress().await?;
-        let head = self.bus.head(&self.tenant, &self.task_id).await?;
-        // A terminal event of our own nonce is ours as well: it is being committed.
-        Ok(head.is_none_or(|head| head.event.nonce == self.nonce))
+        match self.bus.head(&self.tenant, &self.task_id).await? {
+            // A terminal event of our own nonce is ours as well: it is being committed.
+            Some(head) => Ok(head.event.nonce == self.nonce),
+            // Its own claim is not there: the server lost it, or does not know yet that it has it. Nothing is confirmed.
+            None => Err(BusError::Unreadable { what: "the chain".to_owned(), text: "it is empty, although it was claimed".to_owned() }),
+        }
     }
 }

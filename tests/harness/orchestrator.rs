@@ -108,6 +108,11 @@ impl Orchestrator {
         task
     }
 
+    /// Counts a task of another client among those that the checker must find ended.
+    pub fn expect(&self, task: &Task) {
+        self.submitted.lock().expect("not poisoned").push(task.clone());
+    }
+
     /// Every task submitted so far.
     pub fn submitted(&self) -> Vec<Task> {
         self.submitted.lock().expect("not poisoned").clone()
