@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 mod account;
 mod attempt;
 pub mod capacity;
+mod clock;
 mod dispatcher;
 mod drive;
 mod ground;
@@ -37,6 +38,7 @@ use crate::execute::native::{StartError, Supervisor};
 use crate::report;
 use crate::task::Time;
 use capacity::{Capacity, Machine, Need};
+use clock::Clock;
 use dispatcher::Dispatcher;
 use ground::Ground;
 
@@ -64,6 +66,7 @@ pub struct Shared {
     pub(crate) cancels: Cancels,
     pub(crate) capacity: Arc<Capacity>,
     pub(crate) ground: Ground,
+    pub(crate) clock: Clock,
     pub(crate) enforced: bool,
     pub(crate) stop: watch::Receiver<Stop>,
     /// Deliveries that are being taken to their end; permits that are only promised to a pull do not count.
@@ -141,7 +144,10 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     let sink = Arc::new(bus.clone());
     let ground = Ground::new(instance.dir());
     let running = AtomicU32::new(0);
-    let shared = Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, ground, enforced, stop, running });
+    let clock = Clock::default();
+    // Before the first task: the first decision counts too.
+    clock.look(&bus).await;
+    let shared = Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, ground, clock, enforced, stop, running });
     start_background(&shared, &mut background);
     tracing::info!(worker_id = %shared.instance.info.worker_id, instance = shared.instance.info.instance, slots = shared.capacity.slots(), "ready");
     let end = Dispatcher::new(Arc::clone(&shared)).run().await;
@@ -185,6 +191,8 @@ fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
     background.spawn(announce(of(shared)));
     let ground = of(shared);
     background.spawn(async move { ground.ground.watch().await });
+    let clock = of(shared);
+    background.spawn(async move { clock.clock.follow(&clock.bus).await });
     if shared.config.sweeper.interval_s > 0.0 {
         background.spawn(sweeper::Sweeper::default().run(of(shared)));
     }

@@ -20,6 +20,8 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[path = "integration/clock.rs"]
+mod clock;
 #[path = "integration/disk.rs"]
 mod disk;
 #[path = "integration/drain.rs"]

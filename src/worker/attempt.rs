@@ -25,7 +25,7 @@ use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
 use crate::retry::Delays;
-use crate::task::{Reason, TaskId, Tenant, Time};
+use crate::task::{Reason, TaskId, Tenant};
 use crate::wire::event::Encoded;
 
 /// What becomes of the message.
@@ -59,6 +59,7 @@ pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit
 }
 
 fn situation<'a>(
+    shared: &Shared,
     lease: &Lease,
     task: &'a Task,
     plan: &'a Result<Plan, Rejection>,
@@ -66,7 +67,7 @@ fn situation<'a>(
     cancel: Option<&'a CancelRequest>,
 ) -> Situation<'a> {
     let delivery = lease.delivery();
-    Situation { task, plan, head, cancel, deliveries: delivery.deliveries, submitted_at: delivery.submitted_at, now: Time::now() }
+    Situation { task, plan, head, cancel, deliveries: delivery.deliveries, submitted_at: delivery.submitted_at, now: shared.clock.now() }
 }
 
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
@@ -79,7 +80,7 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     }
     let Some((head, stored)) = history(shared, lease, &task.tenant, &task.task_id).await else { return LeaseEnd::Forsake };
     let stored = stored.or_else(|| cancel.heard());
-    let decision = decide(&situation(lease, task, &plan, head.as_ref(), stored.as_ref()));
+    let decision = decide(&situation(shared, lease, task, &plan, head.as_ref(), stored.as_ref()));
     match (decision, plan) {
         (Decision::AlreadyOver(over), _) => LeaseEnd::Ack(Receipt::of_end(over)),
         (Decision::IdReused, _) => {
@@ -127,7 +128,7 @@ async fn first_delivery(
         return Some(LeaseEnd::Forsake);
     };
     let stored = stored.or_else(|| cancel.heard());
-    match decide(&situation(lease, task, plan, None, stored.as_ref())) {
+    match decide(&situation(shared, lease, task, plan, None, stored.as_ref())) {
         // What does not fit is looked at more closely before it is given back: a late delivery may be another worker's by now.
         Decision::Start(number) if permit.resize(need(accepted)) => {
             start(shared, lease, task, accepted, number, None, permit, cancel).await

@@ -21,9 +21,9 @@ use crate::config::OnLeaseLoss;
 use crate::intake::{Lease, Loss, Renewer, Task};
 use crate::plan::Plan;
 use crate::settle::{Disposition, dispose};
+use crate::task::Reason;
 use crate::task::event::{Event, EventKind, RetryInfo, Status};
 use crate::task::stage::Stage;
-use crate::task::{Reason, Time};
 
 /// A task that is about to be ours.
 pub(super) struct Claimed<'a> {
@@ -44,7 +44,7 @@ impl Claimed<'_> {
         }
         let delivery = self.lease.delivery();
         let validating = Stage::Validating.entered();
-        let run = story::run_info(self.task, delivery, &self.plan.limits);
+        let run = story::run_info(self.task, delivery, &self.plan.limits, self.shared.clock.now());
         let append = writer.append(|link| Event {
             run: Some(run.clone()),
             assignment: story::carried(delivery),
@@ -109,7 +109,11 @@ impl Claimed<'_> {
     }
 
     async fn retry(&self, account: Account, delay: Duration, mut writer: ChainWriter) -> LeaseEnd {
-        let retry = RetryInfo { will_retry: true, next_attempt: Some(self.attempt.number + 1), not_before: Some(Time::now().plus(delay)) };
+        let retry = RetryInfo {
+            will_retry: true,
+            next_attempt: Some(self.attempt.number + 1),
+            not_before: Some(self.shared.clock.now().plus(delay)),
+        };
         tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, ?delay, "another attempt follows");
         let appended =
             writer.append(|link| Event { retry: Some(retry), ..account.tell(self.story.event(EventKind::TaskRetrying, link)) }).await;

@@ -226,7 +226,7 @@ impl Run<'_> {
     ) -> Result<(ExitReport, Option<Stopped>), native::SupervisorLost> {
         let mut stopped: Option<Stopped> = None;
         let timeout = running.started + Duration::from_millis(self.plan.limits.timeout_ms);
-        let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(Time::now()));
+        let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(self.shared.clock.now()));
         let mut watch_progress = true;
         loop {
             let stop_at = deadline.map_or(timeout, |d| d.min(timeout));

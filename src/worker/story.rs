@@ -149,10 +149,10 @@ impl Story {
     }
 }
 
-/// What an attempt's `run` says at its start.
+/// What an attempt's `run` says at its start, `now` by the server's clock.
 #[must_use]
-pub fn run_info(task: &Task, delivery: &Delivery, limits: &Limits) -> RunInfo {
-    let queued = Time::now().after(delivery.submitted_at);
+pub fn run_info(task: &Task, delivery: &Delivery, limits: &Limits, now: Time) -> RunInfo {
+    let queued = now.after(delivery.submitted_at);
     RunInfo {
         runtime: task.assignment.execution.runtime,
         image: None,

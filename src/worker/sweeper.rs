@@ -76,7 +76,7 @@ impl Sweeper {
 
     /// What is younger than this may still be on its way.
     fn old_enough(shared: &Shared, time: Time) -> bool {
-        Time::now().after(time) > shared.ack_wait() * 2
+        shared.clock.now().after(time) > shared.ack_wait() * 2
     }
 
     async fn look_at_chains(&mut self, shared: &Shared, swept: &mut Swept) -> Result<(), BusError> {
