@@ -101,6 +101,13 @@ impl Worker {
         main.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
+    /// The most memory it ever had, bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("a living worker");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
     /// Where it keeps its state.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir

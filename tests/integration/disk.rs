@@ -6,8 +6,9 @@ use rustix::process::Signal;
 use windlass::task::log_chunk::LogStream;
 use windlass::task::{EventKind, Reason};
 
-use crate::harness::disk::{Disk, Shape};
+use crate::harness::disk::{Disk, Shape, Slow};
 use crate::harness::job::Gate;
+use crate::harness::server::{Options, Server};
 use crate::harness::worker::windlass_under;
 use crate::harness::{Fleet, Job, PATIENCE};
 
@@ -231,5 +232,68 @@ async fn a_disk_that_fails_under_way_ends_by_name_and_other_workers_go_on() {
     assert_eq!((end.reason, end.task.attempt, end.worker.worker_id.as_str()), (Some(Reason::Ok), 2, "healthy"), "{:?}", end.error);
     sick.signal(Signal::TERM);
     assert!(sick.exit(PATIENCE).await.success(), "it can still leave: {}", sick.log());
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn a_slow_disk_below_the_spool_slows_its_task_down_and_loses_nothing() {
+    // Each write waits for the disk: else the kernel's cache would hide how slow it is.
+    let Some(disk) = Disk::make(Shape { mebibytes: 96, options: "loop,nosuid,nodev,sync", ..Shape::default() }) else { return };
+    let Some(fleet) = Fleet::start(&[("LEASE__ACK_WAIT_S", "2")]).await else { return };
+    let Some(slow) = Slow::new(&disk, 40) else { return };
+    let worker = fleet.worker_under("slow", &disk.under(), &[("CAPACITY__SLOTS", "4")]);
+    let warm = fleet.submit(&Job::bash("echo up")).await;
+    fleet.end(&warm).await;
+    slow.hold(worker.pid);
+    let flood = fleet.submit(&Job::bash("yes 0123456789abcdef | head -c 4000000")).await;
+    // Removing many files takes far longer than a lease on this disk.
+    let files = fleet.submit(&Job::bash("mkdir d; for i in $(seq 200); do echo > d/$i; done; echo made")).await;
+    let short = fleet.submit(&Job::bash("echo short")).await;
+    for task in [&flood, &files, &short] {
+        let end = fleet.end(task).await;
+        assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 1), "slow, not lost: {:?}", end.error);
+    }
+    let end = fleet.end(&flood).await;
+    let expected: Vec<u8> = b"0123456789abcdef\n".iter().copied().cycle().take(4_000_000).collect();
+    assert!(fleet.output(&flood, &end, LogStream::Stdout).await == expected, "output is whole");
+    let peak = worker.peak_memory();
+    assert!(peak < 200 << 20, "the worker grew to {peak} bytes");
+    println!("slow spool: 40 writes/s; flood of 4 MB took {} ms", end.run.unwrap().duration_ms.unwrap());
+    drop(slow);
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn a_slow_store_of_the_server_delays_output_and_costs_no_lease() {
+    let Some(disk) = Disk::make(Shape { mebibytes: 192, ..Shape::default() }) else { return };
+    let Some(server) = Server::on_disk(Options { sync_always: true, ..Options::default() }, &disk) else { return };
+    let fleet = Fleet::on(server, &[("LEASE__ACK_WAIT_S", "4")]).await;
+    let Some(slow) = Slow::new(&disk, 60) else { return };
+    let worker = fleet.worker(&[("CAPACITY__SLOTS", "4")]);
+    let warm = fleet.submit(&Job::bash("echo up")).await;
+    fleet.end(&warm).await;
+    slow.hold(fleet.server.pid());
+    let gate = Gate::new(&fleet.dir, "slow");
+    let count = fleet.dir.join("count");
+    let script =
+        format!("i=0; until [ -e '{}' ]; do echo line $((++i)); echo $i > '{}'; sleep 0.005; done", gate.path().display(), count.display());
+    let talker = fleet.submit(&Job::bash(script)).await;
+    let flood = fleet.submit(&Job::bash("yes 0123456789abcdef | head -c 2000000")).await;
+    let short = fleet.submit(&Job::bash("sleep 5; echo short")).await;
+    for task in [&flood, &short] {
+        let end = fleet.end(task).await;
+        assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 1), "slow, not lost: {:?}", end.error);
+    }
+    // Nobody waits for the store: the task talked on meanwhile.
+    let lines = std::fs::read_to_string(&count).unwrap_or_default().trim().parse::<u32>().unwrap_or(200);
+    assert!(lines > 100, "{lines} lines in more than five seconds");
+    gate.open();
+    let end = fleet.end(&talker).await;
+    assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 1), "{:?}", end.error);
+    let text = String::from_utf8(fleet.output(&talker, &end, LogStream::Stdout).await).unwrap();
+    assert!(text.lines().enumerate().all(|(i, line)| line == format!("line {}", i + 1)), "a line is missing or twice");
+    let peak = worker.peak_memory();
+    assert!(peak < 200 << 20, "the worker grew to {peak} bytes");
+    drop(slow);
     fleet.finish().await;
 }
