@@ -242,3 +242,29 @@ async fn a_claim_that_the_server_forgot_is_not_finished() {
     checker::check(&bus).await;
     fleet.finish_unchecked().await;
 }
+
+#[tokio::test]
+async fn a_worker_whose_host_loses_power_leaves_nothing_that_misleads() {
+    let Some(disk) = Disk::make(Shape::default()) else { return };
+    let Some(fleet) = Fleet::start(&[("LEASE__ACK_WAIT_S", "2")]).await else { return };
+    let worker = fleet.worker_under("host", &disk.under(), &[("CAPACITY__SLOTS", "2")]);
+    let gate = Gate::new(&fleet.dir, "host");
+    let task = fleet.submit(&Job::bash(format!("echo attempt $WINDLASS_ATTEMPT; {}; seq 1 5000", gate.wait()))).await;
+    fleet.output_has(&task, "attempt 1\n").await;
+    // The directories of the attempt reach the disk, an end that was written right before the cut only by name.
+    let instance = std::fs::read_dir(disk.seen().join("state")).unwrap().flatten().next().unwrap().path();
+    std::fs::write(instance.join("commit/acme.gone.1.json"), "").unwrap();
+    disk.sync();
+    disk.cut_power();
+    worker.kill9().await;
+    let left = crate::harness::leftovers::gone(PATIENCE, || fleet.processes()).await;
+    assert!(left.is_empty(), "{left:?}");
+    disk.power_up();
+    assert!(disk.seen().join("state").read_dir().unwrap().next().is_some(), "the dead one left its directory");
+    fleet.worker_under("host", &disk.under(), &[("CAPACITY__SLOTS", "2")]);
+    gate.open();
+    let end = fleet.end(&task).await;
+    assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 2), "{:?}", end.error);
+    // finish() finds the state directory empty only if the second life removed what the first one left.
+    fleet.finish().await;
+}
