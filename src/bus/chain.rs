@@ -1,6 +1,6 @@
 //! A task's chain of events on the bus: reading its head, appending to it by compare-and-set.
 //!
-//! The decision table of `docs/protocol.md` ("Outcome of an append") is `after_answer` and `after_read_back`.
+//! The decision table of an append is in `fate`.
 //! One append is in flight per task, and a new event is not begun before the fate of the one before is known:
 //! otherwise an event whose answer was lost would look like somebody else's.
 
@@ -17,14 +17,14 @@ use crate::task::{Event, TaskId, Tenant};
 use crate::wire::event::{Encoded, Fit};
 use crate::wire::{Encoding, sha256_hex};
 
+mod fate;
+
+use fate::{Answer, Place, ReadBack, after_answer, after_read_back};
+
 /// `Nats-Expected-Last-Subject-Sequence`
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 /// `Nats-Expected-Last-Subject-Sequence-Subject`; the library has no name for it.
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// "wrong last sequence", with the current one.
-const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// "something is in flight on that subject": may hit the rightful writer.
-const IN_FLIGHT: u64 = 10164;
 
 /// The last event of a chain.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,60 +48,6 @@ pub enum Appended {
     Stored(u64),
     /// The chain belongs to somebody else now. Publish nothing, neither ack nor nak.
     Fenced,
-}
-
-/// What the server's answer to an append means.
-#[derive(Debug, PartialEq, Eq)]
-enum Answer {
-    Stored(u64),
-    ReadBack,
-    Again,
-    Never,
-}
-
-fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
-    match answer {
-        Ok(stored) => Answer::Stored(stored.sequence),
-        Err(BusError::Refused { code: WRONG_LAST_SEQUENCE | IN_FLIGHT, .. }) => Answer::ReadBack,
-        Err(BusError::TooLarge { .. } | BusError::Closed { .. }) => Answer::Never,
-        // 503, time-outs, 10158, full stores: the same bytes again, until they are stored or somebody else is.
-        Err(BusError::TimedOut { .. } | BusError::NoResponders { .. } | BusError::Refused { .. } | BusError::Unreadable { .. }) => {
-            Answer::Again
-        }
-    }
-}
-
-/// Where an append goes: after what.
-#[derive(Debug, Clone, Copy)]
-struct Place<'a> {
-    /// Sequence of the chain's last event; 0 for none.
-    expected: u64,
-    /// Its digest, where it is known.
-    sha256: Option<&'a str>,
-    /// The connection under which it was last seen there; none: in another life.
-    seen: Option<u64>,
-}
-
-/// What the chain's last event means for an append that may have been stored.
-#[derive(Debug, PartialEq, Eq)]
-enum ReadBack {
-    Known(Appended),
-    /// As expected: a refusal was about something in flight.
-    Unmoved,
-    /// What the append builds on is not there: not readable yet, or lost by a server that had confirmed it.
-    Gone,
-}
-
-fn after_read_back(head: Option<&Head>, place: Place<'_>, mine: &Encoded) -> ReadBack {
-    match head {
-        Some(head) if head.event.nonce == mine.nonce && head.event.id == mine.id => ReadBack::Known(Appended::Stored(head.sequence)),
-        Some(head) if head.sequence > place.expected => ReadBack::Known(Appended::Fenced),
-        Some(head) if head.sequence < place.expected => ReadBack::Gone,
-        // A server that lost its newest messages gives their sequences out again.
-        Some(head) if place.sha256.is_some_and(|known| known != head.sha256) => ReadBack::Known(Appended::Fenced),
-        None if place.expected > 0 => ReadBack::Gone,
-        Some(_) | None => ReadBack::Unmoved,
-    }
 }
 
 /// Time after which what is gone is taken for lost: longer than a new leader needs to know what it has.
@@ -373,38 +319,5 @@ impl SpooledEvent {
     pub async fn replay(&self, bus: &Bus) -> Result<Appended, BusError> {
         let place = Place { expected: self.expected, sha256: self.prev_sha256.as_deref(), seen: None };
         bus.append(&self.tenant, &self.task_id, place, &self.event).await
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn head(sequence: u64, nonce: &str, sha256: &str) -> Head {
-        let mut event: Event = serde_json::from_str(include_str!("../../tests/golden/task_started.json")).unwrap();
-        (event.nonce, event.id) = (nonce.to_owned(), format!("{nonce}.task_started"));
-        Head { sequence, event, sha256: sha256.to_owned() }
-    }
-
-    #[test]
-    fn an_append_is_stored_fenced_or_waits_by_what_the_chain_ends_with() {
-        let mine = serde_json::json!({
-            "subject": "s", "kind": "task_completed", "id": "me.end", "nonce": "me", "headers": [], "body": "", "sha256": "" });
-        let mine: Encoded = serde_json::from_value(mine).unwrap();
-        let place = Place { expected: 7, sha256: Some("claim"), seen: None };
-        let fenced = || ReadBack::Known(Appended::Fenced);
-        for (found, meaning, why) in [
-            (Some(head(7, "me", "claim")), ReadBack::Unmoved, "nobody has written"),
-            (Some(head(8, "other", "x")), fenced(), "somebody else went on"),
-            (Some(head(7, "other", "x")), fenced(), "the sequence was given out again after a loss"),
-            (Some(head(5, "me", "earlier")), ReadBack::Gone, "the newest events are lost, or not readable yet"),
-            (None, ReadBack::Gone, "the whole chain is"),
-        ] {
-            assert_eq!(after_read_back(found.as_ref(), place, &mine), meaning, "{why}");
-        }
-        let mut stored = head(9, "me", "end");
-        stored.event.id = "me.end".to_owned();
-        assert_eq!(after_read_back(Some(&stored), place, &mine), ReadBack::Known(Appended::Stored(9)));
-        assert_eq!(after_read_back(None, Place { expected: 0, sha256: None, seen: None }, &mine), ReadBack::Unmoved);
     }
 }

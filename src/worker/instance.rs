@@ -42,10 +42,12 @@ pub enum InstanceError {
 
 /// What to do about a state directory that cannot be used.
 fn remedy(error: &std::io::Error) -> &'static str {
-    match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => "free space or files there, or give another one with [worker] state_dir",
-        ErrorKind::ReadOnlyFilesystem => "it is mounted read-only: look at that disk, or give another one with [worker] state_dir",
-        _ => "give a directory that this user may write, with [worker] state_dir",
+    if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        "free space or files there, or give another one with [worker] state_dir"
+    } else if error.kind() == ErrorKind::ReadOnlyFilesystem {
+        "it is mounted read-only: look at that disk, or give another one with [worker] state_dir"
+    } else {
+        "give a directory that this user may write, with [worker] state_dir"
     }
 }
 

@@ -113,6 +113,16 @@ impl Worker {
         &self.state_dir
     }
 
+    /// Waits until that text is in the end of its log.
+    pub async fn logged(&self, text: &str) {
+        let deadline = std::time::Instant::now() + super::PATIENCE;
+        while !self.log().contains(text) {
+            assert!(std::time::Instant::now() < deadline, "{text:?} was not logged\n{}", self.log());
+            // A file has no event that could be waited for here.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The end of what it logged.
     pub fn log(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();

@@ -1,7 +1,6 @@
 //! Wall clocks that are wrong, or jump: the worker's alone, by libfaketime; nobody else's.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use async_nats::jetstream::Context;
 use windlass::task::{EventKind, Reason, Time};
@@ -9,7 +8,6 @@ use windlass::task::{EventKind, Reason, Time};
 use crate::harness::disk::Under;
 use crate::harness::job::Gate;
 use crate::harness::server::skip;
-use crate::harness::worker::Worker;
 use crate::harness::{Fleet, Job, PATIENCE};
 
 /// The wall clock of one worker. The monotonic clock stays what it is.
@@ -53,14 +51,6 @@ impl WallClock {
     }
 }
 
-async fn logged(worker: &Worker, text: &str) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !worker.log().contains(text) {
-        assert!(std::time::Instant::now() < deadline, "{text:?} was not logged\n{}", worker.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
 /// When the server stored an event, by its own clock.
 async fn stored_at(js: &Context, stream: &str, sequence: u64) -> Time {
     let message = js.get_stream(stream).await.unwrap().get_raw_message(sequence).await.unwrap();
@@ -97,7 +87,7 @@ async fn a_clock_that_jumps_by_hours_changes_nothing_for_tasks() {
     let took = end.run.as_ref().unwrap().duration_ms.unwrap();
     assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 1), "no lease and no limit of time was touched: {:?}", end.error);
     assert!((9000..600_000).contains(&took), "{took} ms");
-    logged(&worker, "differs from the server's").await;
+    worker.logged("differs from the server's").await;
     fleet.finish().await;
 }
 
@@ -108,7 +98,7 @@ async fn workers_with_wrong_clocks_agree_on_deadlines_and_delays() {
         let Some(clock) = WallClock::new(&fleet.dir, &format!("clock{skew}")) else { return };
         clock.jump(skew);
         let worker = fleet.worker_under(&format!("off{skew}"), &clock.under(), &[("CAPACITY__SLOTS", "4")]);
-        logged(&worker, "this machine's clock differs from the server's").await;
+        worker.logged("this machine's clock differs from the server's").await;
         let in_s = |seconds: i64| Time::from_micros(Time::now().as_micros() + seconds * 1_000_000);
         let early = in_s(3);
         let waits = fleet.submit(&Job::argv(["true"]).set("/not_before", early.to_string())).await;

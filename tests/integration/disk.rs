@@ -1,7 +1,5 @@
 //! Disks that are full, broken or read-only below a worker: whatever happens has a name, and passes.
 
-use std::time::Duration;
-
 use rustix::process::Signal;
 use windlass::task::log_chunk::LogStream;
 use windlass::task::{EventKind, Reason};
@@ -13,15 +11,6 @@ use crate::harness::worker::windlass_under;
 use crate::harness::{Fleet, Job, PATIENCE};
 
 const ONE: &str = "/retry/max_attempts";
-
-/// Waits until a worker's log has that text.
-async fn logged(worker: &crate::harness::worker::Worker, text: &str) {
-    let deadline = std::time::Instant::now() + PATIENCE;
-    while !worker.log().contains(text) {
-        assert!(std::time::Instant::now() < deadline, "{text:?} was not logged\n{}", worker.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 #[tokio::test]
 async fn a_task_that_fills_its_work_directory_is_told_so_and_harms_only_itself() {
@@ -69,7 +58,7 @@ async fn a_flood_onto_a_full_spool_fails_by_name_and_keeps_what_was_written() {
     assert!(text.starts_with(b"before\n1\n2\n"));
     // With less than anything can be done with, the worker leaves the queue to others.
     disk.fill(0);
-    logged(&worker, "no new work until it can").await;
+    worker.logged("no new work until it can").await;
     let next = fleet.submit(&Job::bash("echo room again")).await;
     disk.free();
     let end = fleet.end(&next).await;
@@ -98,7 +87,7 @@ async fn the_end_of_a_task_is_told_even_if_nothing_can_be_written() {
     gate.open();
     let end = fleet.end(&task).await;
     assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 1), "{:?}", end.error);
-    logged(&worker, "a terminal event is not kept on disk").await;
+    worker.logged("a terminal event is not kept on disk").await;
     worker.signal(Signal::TERM);
     assert!(worker.exit(PATIENCE).await.success(), "{}", worker.log());
     fleet.finish().await;
@@ -121,7 +110,7 @@ async fn without_inodes_nothing_starts_and_with_them_all_goes_on() {
     let end = fleet.end(&talker).await;
     assert_eq!(end.reason, Some(Reason::DiskFull), "no file for its output: {:?}", end.error);
     disk.fill_inodes();
-    logged(&worker, "no new work until it can").await;
+    worker.logged("no new work until it can").await;
     disk.free();
     let next = fleet.submit(&Job::bash("seq 1 1000")).await;
     assert_eq!(fleet.end(&next).await.reason, Some(Reason::Ok));
@@ -142,7 +131,7 @@ async fn a_full_disk_below_the_local_copies_harms_nobody() {
     let expected: Vec<u8> = (1..=200_000).flat_map(|n: u32| format!("{n}\n").into_bytes()).collect();
     assert_eq!(end.reason, Some(Reason::Ok), "{:?}", end.error);
     assert!(fleet.output(&task, &end, LogStream::Stdout).await == expected, "the published output is whole");
-    logged(&worker, "local copy of output ends here").await;
+    worker.logged("local copy of output ends here").await;
     disk.free();
     let next = fleet.submit(&Job::bash("echo copied again")).await;
     fleet.end(&next).await;
@@ -195,7 +184,7 @@ async fn a_disk_that_becomes_read_only_costs_its_tasks_and_no_others() {
     fleet.output_has(&task, "up").await;
     // As the kernel does on an error: an orderly remount would wait for those who write.
     disk.remount("abort");
-    logged(&worker, "no new work until it can").await;
+    worker.logged("no new work until it can").await;
     gate.open();
     let end = fleet.end(&task).await;
     assert_eq!((end.reason, end.exit_code), (Some(Reason::WorkspaceFailed), Some(1)), "{:?}", end.error);
@@ -221,7 +210,7 @@ async fn a_disk_that_fails_under_way_ends_by_name_and_other_workers_go_on() {
     fleet.output_has(&talker, "up").await;
     fleet.output_has(&again, "up").await;
     disk.cut_power();
-    logged(&sick, "no new work until it can").await;
+    sick.logged("no new work until it can").await;
     gate.open();
     let end = fleet.end(&talker).await;
     assert_eq!(end.reason, Some(Reason::WorkspaceFailed), "{:?}", end.error);
