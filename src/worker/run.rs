@@ -17,7 +17,7 @@ use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
 use crate::plan::Plan;
 use crate::prepare::{self, Facts, Launch, PrepareError, Workspace};
-use crate::report::{LocalLogs, Recorder, RecorderConfig};
+use crate::report::{Fault, LocalLogs, Recorder, RecorderConfig};
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::event::{Event, EventKind, Progress, RunInfo};
 use crate::task::stage::{Stage, StageEntry};
@@ -281,6 +281,10 @@ impl Run<'_> {
             recorded = running.recorder.finish(DRAIN) => recorded,
             () = lost(&mut interrupt) => return Ended::Lost,
         };
+        let spool_failed = recorded.as_ref().is_err_and(|e| matches!(e.fault, Fault::DiskFull { .. } | Fault::Spool { .. }));
+        if disk.is_err() || spool_failed {
+            self.shared.ground.doubt();
+        }
         let stderr_tail = recorded.as_ref().map_or_else(|e| e.stderr_tail.clone(), |r| r.stderr_tail.clone());
         let account = Account {
             reason: Reason::Ok,
