@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python
+.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -19,7 +19,7 @@ test: ## all tests: test-host, then test-vm
 	@$(MAKE) --no-print-directory test-host
 	@$(MAKE) --no-print-directory test-vm
 
-test-host: nats python ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
+test-host: nats python disks ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked $(CRASH_POINTS) --lib --bins --test integration
 
@@ -57,6 +57,13 @@ schemas: ## write schemas/ from the types
 
 nats:
 	@deploy/fetch-nats.sh >/dev/null
+
+# Images to fill and to cut off from power, and clocks to set; without them those tests are skipped.
+disks:
+	@{ command -v mkfs.ext4 && command -v unshare && command -v nsenter && command -v mount && command -v faketime; } >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends e2fsprogs util-linux mount faketime >/dev/null 2>&1; } || \
+		echo "make: tests of disks and clocks need e2fsprogs, util-linux and faketime, and root" >&2
 
 python: $(VENV)/ready
 

@@ -64,6 +64,8 @@ impl Workspace {
     /// When the directories cannot be made.
     pub fn create(parent: &Path, name: &str, owner: Option<User>) -> Result<Self, PrepareError> {
         let root = parent.join(name);
+        // Not one that is there: when the server lost the claim of an attempt that still runs here, this one has its number.
+        std::fs::DirBuilder::new().mode(0o700).create(&root).map_err(|error| PrepareError { path: root.clone(), error })?;
         let workspace = Self {
             dir: root.join("work"),
             result: root.join("result.json"),
@@ -74,8 +76,8 @@ impl Workspace {
             root,
         };
         // The root's owner comes last: until then nobody else can put anything into it.
-        for dir in [&workspace.root, &workspace.dir, &workspace.outputs, &workspace.tmp] {
-            let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp] {
+            let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
             made.map_err(|error| PrepareError { path: dir.clone(), error })?;
         }
         for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp, &workspace.root] {
@@ -95,16 +97,46 @@ impl Workspace {
         std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|error| PrepareError { path: path.to_owned(), error })
     }
 
+    /// Whether a file can be written there; see [`probe`].
+    ///
+    /// # Errors
+    /// What a task that writes there is told.
+    pub fn probe(&self) -> std::io::Result<()> {
+        probe(&self.root)
+    }
+
     /// Where the script of a task is kept when it is too long for an argument.
     fn script(&self) -> PathBuf {
         self.root.join("script.sh")
     }
 }
 
+/// Less free space than this is none: what a writer is refused may leave a few blocks.
+const FULL_BELOW: u64 = 1 << 20;
+
+/// Makes a file in `dir` and removes it, and looks at the room that is left. Blocks on the disk.
+///
+/// # Errors
+/// What anybody who writes there is told; [`StorageFull`](std::io::ErrorKind::StorageFull) when there is room for hardly
+/// anything.
+pub fn probe(dir: &Path) -> std::io::Result<()> {
+    let path = dir.join("windlass-probe");
+    let written = std::fs::write(&path, [0; 4096]);
+    let removed = std::fs::remove_file(&path);
+    written?;
+    removed?;
+    let fs = rustix::fs::statvfs(dir)?;
+    // Some file systems count no inodes: then none are free, of none at all.
+    let full = fs.f_bavail.saturating_mul(fs.f_frsize) < FULL_BELOW || (fs.f_files > 0 && fs.f_favail == 0);
+    if full { Err(rustix::io::Errno::NOSPC.into()) } else { Ok(()) }
+}
+
 impl Drop for Workspace {
     fn drop(&mut self) {
         crash::point(Point::WorkspaceRemoval);
-        if let Err(error) = std::fs::remove_dir_all(&self.root) {
+        if let Err(error) = std::fs::remove_dir_all(&self.root)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
             tracing::warn!(%error, path = %self.root.display(), "cannot remove the work directory");
         }
     }

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::account::{Account, Stopped, judge};
+use super::account::{Account, Exit, Stopped, judge};
 use super::progress::ProgressFile;
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
@@ -19,9 +20,9 @@ use crate::intake::Task;
 use crate::mask::Masker;
 use crate::plan::Plan;
 use crate::prepare::secrets::{self, SecretError};
-use crate::prepare::{self, Facts, Launch, Workspace};
-use crate::report::{LocalLogs, Recorder, RecorderConfig};
-use crate::supervisor::protocol::ExitReport;
+use crate::prepare::{self, Facts, Launch, PrepareError, Workspace};
+use crate::report::{Fault, LocalLogs, Recorder, RecorderConfig};
+use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::event::{Event, EventKind, Progress, RunInfo};
 use crate::task::stage::{Stage, StageEntry};
 use crate::task::{Profile, Reason, Time};
@@ -157,15 +158,28 @@ impl Run<'_> {
         }
     }
 
-    async fn go_with(mut self, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
-        let user = self.user();
-        let workspace = match Workspace::create(&self.shared.instance.work(), &self.name(), user) {
-            Ok(workspace) => workspace,
-            Err(error) => {
-                let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
-                return self.failed(reason, error.to_string(), None, "prepare");
-            }
+    async fn go_with(self, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
+        let (parent, name, user) = (self.shared.instance.work(), self.name(), self.user());
+        // A slow disk must not keep this task's lease from being renewed.
+        let workspace = match spawn_blocking(move || Workspace::create(&parent, &name, user)).await {
+            Ok(Ok(workspace)) => workspace,
+            Ok(Err(error)) => return self.unprepared(&error),
+            Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
         };
+        let ended = self.go_in(&workspace, values, writer).await;
+        // To remove what a task left can take longer than a lease lasts.
+        let _ = spawn_blocking(move || drop(workspace)).await;
+        ended
+    }
+
+    /// No attempt is possible on this worker's disk.
+    fn unprepared(self, error: &PrepareError) -> Ended {
+        self.shared.ground.doubt();
+        let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
+        self.failed(reason, error.to_string(), None, "prepare")
+    }
+
+    async fn go_in(mut self, workspace: &Workspace, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
         let files = match self.shared.instance.secrets.write(&self.name(), values, &workspace.dir) {
             Ok(files) => files,
             Err(error) => {
@@ -183,15 +197,12 @@ impl Run<'_> {
             secrets: values,
             secret_files: &files.variables,
         };
-        let launch = match prepare::launch(self.plan, &workspace, &facts) {
+        let launch = match prepare::launch(self.plan, workspace, &facts) {
             Ok(launch) => launch,
-            Err(error) => {
-                let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
-                return self.failed(reason, error.to_string(), None, "prepare");
-            }
+            Err(error) => return self.unprepared(&error),
         };
         crash::point(Point::WorkspaceMade);
-        let mut running = match self.start(launch, &workspace).await {
+        let mut running = match self.start(launch, workspace).await {
             Ok(running) => running,
             Err(ended) => return *ended,
         };
@@ -203,7 +214,7 @@ impl Run<'_> {
             running.recorder.abandon().await;
             return Ended::Lost;
         }
-        self.finish(running, &workspace, report, stopped).await
+        self.finish(running, workspace, report, stopped).await
     }
 
     fn failed(self, reason: Reason, error: String, hint: Option<String>, phase: &'static str) -> Ended {
@@ -289,7 +300,7 @@ impl Run<'_> {
     ) -> Result<(ExitReport, Option<Stopped>), native::SupervisorLost> {
         let mut stopped: Option<Stopped> = None;
         let timeout = running.started + Duration::from_millis(self.plan.limits.timeout_ms);
-        let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(Time::now()));
+        let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(self.shared.clock.now()));
         let mut watch_progress = true;
         crash::point(Point::Running);
         loop {
@@ -334,6 +345,8 @@ impl Run<'_> {
     async fn finish(mut self, mut running: Running, workspace: &Workspace, report: ExitReport, stopped: Option<Stopped>) -> Ended {
         crash::point(Point::ProgramEnded);
         let duration = running.started.elapsed();
+        // Before the end of the spool frees what the task ran out of.
+        let disk = if report.status == ExitStatus::Code(0) { Ok(()) } else { workspace.probe() };
         self.run.finished_at = Some(Time::now());
         self.run.duration_ms = Some(millis(duration));
         // The last lines may have been written just before the end.
@@ -346,6 +359,10 @@ impl Run<'_> {
             () = lost(&mut interrupt) => return Ended::Lost,
         };
         crash::point(Point::ChunksConfirmed);
+        let spool_failed = recorded.as_ref().is_err_and(|e| matches!(e.fault, Fault::DiskFull { .. } | Fault::Spool { .. }));
+        if disk.is_err() || spool_failed {
+            self.shared.ground.doubt();
+        }
         let stderr_tail = recorded.as_ref().map_or_else(|e| e.stderr_tail.clone(), |r| r.stderr_tail.clone());
         let account = Account {
             reason: Reason::Ok,
@@ -363,7 +380,9 @@ impl Run<'_> {
         };
         match stopped {
             Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
-            stopped => Ended::Said(Box::new(judge(account, recorded, stopped, &report, self.plan, workspace, duration))),
+            stopped => {
+                Ended::Said(Box::new(judge(account, recorded, &Exit { stopped, report: &report, disk, duration }, self.plan, workspace)))
+            }
         }
     }
 }

@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
+use super::disk::Under;
 use super::watchdog::{MARK, watchdog};
 
 /// One `windlass worker`.
@@ -25,19 +26,29 @@ pub struct Worker {
 
 /// The binary under test, with a clean environment.
 pub fn windlass() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_windlass"));
+    windlass_under(&Under::default())
+}
+
+/// Likewise, below something else.
+pub fn windlass_under(under: &Under) -> Command {
+    let mut argv = under.argv.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_windlass")]);
+    let mut command = Command::new(argv.next().expect("at least the binary"));
+    command.args(argv);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env(MARK, watchdog().mark()).kill_on_drop(true);
     command
 }
 
 impl Worker {
     /// Starts one with `settings` (`SECTION__KEY` and value, or `env:NAME` and value), its state below `dir`.
-    pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
-        let state_dir = dir.join(format!("state-{id}"));
+    pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)], under: &Under) -> Self {
+        let (own, state_dir) = under.state.clone().unwrap_or_else(|| {
+            let state = dir.join(format!("state-{id}"));
+            (state.clone(), state)
+        });
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
         let born = usize::try_from(file.metadata().expect("its length").len()).expect("fits");
-        let mut command = windlass();
+        let mut command = windlass_under(under);
         command.args([
             "worker",
             "--config",
@@ -47,7 +58,7 @@ impl Worker {
             "--prefix",
             prefix,
         ]);
-        command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
+        command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", own);
         for (key, value) in settings {
             // `env:NAME` is a variable as it is, all others are settings.
             match key.strip_prefix("env:") {
@@ -95,6 +106,13 @@ impl Worker {
         let path = format!("/proc/{0}/task/{0}/children", self.pid);
         let main = std::fs::read_to_string(path).unwrap_or_default();
         main.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
+    }
+
+    /// The most memory it ever had, bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("a living worker");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
     }
 
     /// Where it keeps its state.
