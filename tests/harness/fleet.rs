@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::leftovers::entries;
 use super::watchdog::watchdog;
 use super::worker::{Worker, windlass};
 use super::{Orchestrator, PATIENCE, Server, checker, leftovers};
@@ -80,13 +81,9 @@ impl Fleet {
 
     /// Starts a worker with that name: with a name that was used before, it takes over that one's state directory.
     pub fn worker_named(&self, id: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
-        self.start_worker(id, settings, &[])
-    }
-
-    fn start_worker(&self, id: &str, settings: &[(&str, &str)], env: &[(&str, &str)]) -> Arc<Worker> {
         let mut all = self.settings.clone();
         all.extend(owned(settings));
-        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all, env));
+        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all));
         self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
         worker
     }
@@ -94,7 +91,7 @@ impl Fleet {
     /// As [`Fleet::worker_named`], to die at a crash point.
     #[cfg(feature = "crash-points")]
     pub fn armed(&self, id: &str, point: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
-        self.start_worker(id, settings, &[("WINDLASS_CRASH_AT", point)])
+        self.worker_named(id, &[settings, &[("WINDLASS_CRASH_AT", point)]].concat())
     }
 
     /// Runs a verb of the command line against this fleet.
@@ -153,8 +150,8 @@ impl Fleet {
             if worker.is_held().await {
                 // A life that was killed before left a directory; a worker removes it once it is connected.
                 let state = worker.state_dir().to_owned();
-                let old = leftovers::gone(Duration::from_secs(10), || leftovers::entries(&state).into_iter().skip(1).collect()).await;
-                let inside: Vec<_> = leftovers::entries(&state).iter().map(|dir| (dir.clone(), leftovers::entries(dir))).collect();
+                let old = leftovers::gone(Duration::from_secs(10), || entries(&state).into_iter().skip(1).collect()).await;
+                let inside: Vec<_> = entries(&state).iter().map(|dir| (dir.clone(), entries(dir))).collect();
                 assert!(old.is_empty(), "worker {} does not bury its dead: {inside:?}\n{}", worker.id, worker.log());
                 worker.signal(Signal::TERM);
                 graceful.push(worker);
@@ -163,7 +160,7 @@ impl Fleet {
         for worker in graceful {
             let status = worker.exit(PATIENCE).await;
             assert!(status.success(), "worker {} ended with {status} when it was drained\n{}", worker.id, worker.log());
-            let left = leftovers::entries(worker.state_dir());
+            let left = entries(worker.state_dir());
             assert!(left.is_empty(), "worker {} left {left:?}\n{}", worker.id, worker.log());
         }
         let left = leftovers::gone(Duration::from_secs(5), || self.processes()).await;

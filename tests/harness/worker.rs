@@ -31,8 +31,8 @@ pub fn windlass() -> Command {
 }
 
 impl Worker {
-    /// Starts one with `settings` (`SECTION__KEY` and value) and variables as they are, its state below `dir`.
-    pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)], env: &[(&str, &str)]) -> Self {
+    /// Starts one with `settings` (`SECTION__KEY` and value), its state below `dir`.
+    pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
         let state_dir = dir.join(format!("state-{id}"));
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
@@ -49,9 +49,9 @@ impl Worker {
         ]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
         for (key, value) in settings {
-            command.env(format!("WINDLASS__{key}"), value);
+            // What is no setting is a variable as it is.
+            command.env(if key.starts_with("WINDLASS_") { key.clone() } else { format!("WINDLASS__{key}") }, value);
         }
-        command.envs(env.iter().copied());
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = command.spawn().expect("windlass starts");
         let pid = child.id().expect("running");
