@@ -1,11 +1,15 @@
 //! Nothing left lying around: many tasks that try to leave something, many kills of workers and supervisors, and then a look.
 
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use windlass::config;
+use windlass::execute::native::{StartError, Supervisor};
 use windlass::task::Reason;
 
 use crate::harness::crew::{Crew, Fault};
 use crate::harness::dice::{Dice, number};
+use crate::harness::server::skip;
 use crate::harness::{Fleet, Job, checker, leftovers};
 
 /// The form that is in the suite; `make chaos` has 2,000 tasks and 50 kills.
@@ -61,4 +65,34 @@ async fn after_many_tasks_and_kills_nothing_is_left() {
     println!("{tasks} tasks, {killed} kills, nothing left: {:.0} s", began.elapsed().as_secs_f64());
     // And without them nothing at all.
     fleet.finish().await;
+}
+
+/// Directories of that name among all cgroups, wherever the supervisor found its place.
+fn cgroups_named(name: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut todo = vec![PathBuf::from("/sys/fs/cgroup")];
+    while let Some(dir) = todo.pop() {
+        for path in leftovers::entries(&dir).into_iter().filter(|path| path.is_dir() && !path.is_symlink()) {
+            if path.ends_with(name) { found.push(path) } else { todo.push(path) }
+        }
+    }
+    found
+}
+
+#[tokio::test]
+async fn the_last_worker_takes_the_parent_of_its_cgroups_along() {
+    let instance = format!("last-{}", std::process::id());
+    let cgroup = config::Cgroup { mount: "/sys/fs/cgroup".into(), parent: String::new(), allow_unlimited: false };
+    let supervisor = match Supervisor::start(Path::new(env!("CARGO_BIN_EXE_windlass")), &cgroup, &instance).await {
+        Ok(supervisor) => supervisor,
+        Err(StartError::Unfit(why)) => return skip(&why),
+        Err(error) => panic!("{error}"),
+    };
+    let parents: Vec<_> = cgroups_named(&instance).iter().map(|path| path.parent().unwrap().to_path_buf()).collect();
+    assert!(!parents.is_empty() && parents.iter().all(|path| path.ends_with("windlass")), "{parents:?}");
+    supervisor.shutdown().await;
+    // Another worker of this machine may be in it, or about to leave it.
+    let empty = |path: &&PathBuf| path.is_dir() && !leftovers::entries(path).iter().any(|entry| entry.is_dir());
+    let left = leftovers::gone(Duration::from_secs(10), || parents.iter().filter(empty).collect()).await;
+    assert!(left.is_empty(), "empty parents stay: {left:?}");
 }

@@ -7,7 +7,7 @@ use crate::harness::job::Gate;
 use crate::harness::{Fleet, Job};
 
 /// Takeovers are soon, and cheap.
-pub const SHORT: &[(&str, &str)] = &[("LEASE__ACK_WAIT_S", "1.5"), ("CLASSES__CPU_SHORT__MAX_ATTEMPTS", "20")];
+pub const SHORT: &[(&str, &str)] = &[("LEASE__ACK_WAIT_S", "2.5"), ("CLASSES__CPU_SHORT__MAX_ATTEMPTS", "20")];
 /// Long enough that the same host is back before the message is anybody else's.
 const LONG: &[(&str, &str)] = &[("LEASE__ACK_WAIT_S", "10")];
 const ONE_BY_ONE: &[(&str, &str)] = &[("LOGS__CHUNK", "1KiB"), ("LOGS__WINDOW", "1")];
