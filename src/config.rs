@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::task::assignment::{BackoffPolicy, Runtime};
+use crate::task::secret::SecretGrant;
 use crate::task::{ByteSize, ClassName, Tenant};
 use crate::wire::Encoding;
 
@@ -46,6 +47,16 @@ pub struct Config {
     pub log: Log,
     /// Classes that this worker serves, by name.
     pub classes: BTreeMap<ClassName, Class>,
+    /// What tenants may do beyond the classes, by name; tenants without a table may do what the defaults say.
+    pub tenants: BTreeMap<Tenant, TenantPolicy>,
+}
+
+impl Config {
+    /// What that tenant may do.
+    #[must_use]
+    pub fn tenant(&self, tenant: &Tenant) -> TenantPolicy {
+        self.tenants.get(tenant).cloned().unwrap_or_default()
+    }
 }
 
 /// `[bus]`
@@ -78,6 +89,8 @@ pub struct Worker {
     pub shed_delay_s: f64,
     /// Search path that tasks get.
     pub path: String,
+    /// Where secrets that are delivered as files are kept, in memory (tmpfs); empty: decided by the machine.
+    pub secrets_dir: String,
 }
 
 /// `[capacity]`
@@ -208,6 +221,14 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+}
+
+/// `[tenants.<name>]`
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantPolicy {
+    /// Secrets that its tasks may refer to: references, or prefixes of them that end in `*`.
+    pub secrets: Vec<SecretGrant>,
 }
 
 /// `[classes.<name>]`

@@ -79,6 +79,7 @@ points! {
     TakenOver "taken_over" "takeover: claim of the next attempt confirmed";
     LetterStored "letter_stored" "dead letter stored, terminal event not";
     LetterTold "letter_told" "dead letter and terminal event stored, ack not sent";
+    LetterOwed "letter_owed" "terminal event of used up attempts stored, dead letter not";
     SweepLocked "sweep_locked" "sweep: lock taken, nothing looked at";
     SweepQueued "sweep_queued" "sweep: lost task queued again, answer not acted on";
     SweepEnded "sweep_ended" "sweep: end of a lost task stored, nothing else";

@@ -50,6 +50,9 @@ pub mod crash;
 pub mod dev;
 pub mod execute;
 pub mod intake;
+pub mod mask;
+#[cfg(test)]
+mod model;
 pub mod plan;
 pub mod prepare;
 pub mod report;

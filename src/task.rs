@@ -10,6 +10,7 @@ pub mod id;
 pub mod limits;
 pub mod log_chunk;
 pub mod outcome;
+pub mod secret;
 pub mod size;
 pub mod stage;
 pub mod time;

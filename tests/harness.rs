@@ -29,6 +29,8 @@ pub mod leftovers;
 pub mod litter;
 #[path = "harness/orchestrator.rs"]
 pub mod orchestrator;
+#[path = "harness/proxy.rs"]
+pub mod proxy;
 #[path = "harness/server.rs"]
 pub mod server;
 #[path = "harness/watchdog.rs"]

@@ -41,6 +41,8 @@ mod limits;
 mod many_workers;
 #[path = "integration/native.rs"]
 mod native;
+#[path = "integration/network.rs"]
+mod network;
 #[path = "integration/output.rs"]
 mod output;
 #[path = "integration/python.rs"]
@@ -49,6 +51,10 @@ mod python;
 mod results;
 #[path = "integration/retry.rs"]
 mod retry;
+#[path = "integration/secrets.rs"]
+mod secrets;
+#[path = "integration/server_faults.rs"]
+mod server_faults;
 #[path = "integration/soak.rs"]
 mod soak;
 #[path = "integration/sweeper.rs"]

@@ -87,7 +87,7 @@ impl Merge {
             };
             for (key, value) in keys {
                 // An empty table is set as a whole, so that the class is there at all.
-                if let (true, Value::Table(class)) = (section == "classes", value)
+                if let (true, Value::Table(class)) = (matches!(section.as_str(), "classes" | "tenants"), value)
                     && !class.is_empty()
                 {
                     for (class_key, value) in class {

@@ -20,7 +20,7 @@ use crate::bus::BusError;
 use crate::bus::chain::{ChainEnd, ChainWriter, Head};
 use crate::bus::control::{CancelRequest, CancelWatch};
 use crate::bus::delivery::Delivery;
-use crate::claim::{Attempt, Decision, Ending, Situation, decide};
+use crate::claim::{Attempt, Decision, Ending, Letter, Situation, decide, is_stale, letter};
 use crate::crash::{self, Point};
 use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
@@ -63,6 +63,21 @@ pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit
     shared.running.fetch_sub(1, Ordering::Relaxed);
 }
 
+/// Gives back a delivery that nobody waits for any more, unless its task runs on a later one by now: handed out again, it
+/// would end a healthy attempt.
+pub async fn hand_back(shared: Arc<Shared>, delivery: Delivery) {
+    let lease = Lease::new(delivery);
+    let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
+        Err(_) => LeaseEnd::GiveBack(Duration::ZERO),
+        Ok(task) => match patiently(&shared, &lease, || shared.bus.head(&task.tenant, &task.task_id)).await {
+            Some(Some(head)) if is_stale(&head, lease.delivery().deliveries, lease.delivery().submitted_at) => LeaseEnd::Forsake,
+            Some(_) => LeaseEnd::GiveBack(Duration::ZERO),
+            None => LeaseEnd::Forsake,
+        },
+    };
+    end.end(lease).await;
+}
+
 fn situation<'a>(
     lease: &Lease,
     task: &'a Task,
@@ -77,7 +92,7 @@ fn situation<'a>(
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
     crash::point(Point::Decoded);
     let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
-    let plan = plan::plan(task, class, shared.enforced);
+    let plan = plan::plan(task, class, &shared.config.tenant(&task.tenant), shared.enforced);
     // Listen first, then read what is stored: so no request is missed.
     let mut cancel = shared.cancels.watch(&task.tenant, &task.task_id);
     if let Some(end) = first_delivery(shared, lease, task, &plan, permit, &mut cancel).await {
@@ -87,7 +102,11 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     let stored = stored.or_else(|| cancel.heard());
     let decision = decide(&situation(lease, task, &plan, head.as_ref(), stored.as_ref()));
     match (decision, plan) {
-        (Decision::AlreadyOver(over), _) => LeaseEnd::Ack(Receipt::of_end(over)),
+        (Decision::AlreadyOver(over, None), _) => LeaseEnd::Ack(Receipt::of_end(over)),
+        (Decision::AlreadyOver(_, Some(reason)), _) => {
+            let error = head.and_then(|head| head.event.error).unwrap_or_default();
+            bury(shared, lease.delivery(), reason, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+        }
         (Decision::IdReused, _) => {
             let error = format!(
                 "task_id: {:?} was used before by a task with other content; a task's id is its own for ever",
@@ -141,7 +160,7 @@ async fn first_delivery(
         Decision::Start(number) if permit.resize(need(accepted)) => {
             start(shared, lease, task, accepted, number, None, permit, cancel).await
         }
-        Decision::Start(_) | Decision::AlreadyOver(_) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
+        Decision::Start(_) | Decision::AlreadyOver(..) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
             None
         }
     }
@@ -253,17 +272,23 @@ async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, poison: Poison) 
 
 /// Ends a task that is not run.
 async fn end_unrun(shared: &Arc<Shared>, delivery: &Delivery, mut writer: ChainWriter, story: &Story, ending: &Ending) -> LeaseEnd {
-    let dead =
-        matches!(ending.reason, Reason::InvalidAssignment | Reason::PolicyRefused | Reason::Unschedulable | Reason::AttemptsExhausted);
-    if dead && bury(shared, delivery, ending.reason, &ending.error).await.is_none() {
+    let bury = || bury(shared, delivery, ending.reason, &ending.error);
+    if letter(ending.reason) == Letter::First && bury().await.is_none() {
         return LeaseEnd::Forsake;
     }
     let encoded = writer.encode(|link| story.not_run(ending.reason, &ending.error, ending.hint.as_deref(), link));
     let end = append_end(&mut writer, encoded, None).await;
-    if dead {
-        crash::point(Point::LetterTold);
+    match (letter(ending.reason), end) {
+        (Letter::After, LeaseEnd::Ack(_)) => {
+            crash::point(Point::LetterOwed);
+            bury().await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+        }
+        (Letter::First, end) => {
+            crash::point(Point::LetterTold);
+            end
+        }
+        (Letter::After | Letter::None, end) => end,
     }
-    end
 }
 
 /// Appends a terminal event and makes the receipt. `chunks` belongs to the manifest that the event carries, if it has one.

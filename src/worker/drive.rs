@@ -18,6 +18,7 @@ use crate::claim::Attempt;
 use crate::config::OnLeaseLoss;
 use crate::crash::{self, Point};
 use crate::intake::{Lease, Loss, Renewer, Task};
+use crate::mask::Masker;
 use crate::plan::Plan;
 use crate::settle::{Disposition, dispose};
 use crate::task::event::{Event, EventKind, RetryInfo, Status};
@@ -80,6 +81,7 @@ impl Claimed<'_> {
             claimed: Instant::now(),
             stages: vec![validating],
             signals: Signals { interrupt, lease },
+            mask: Masker::default(),
         };
         let drive = Box::pin(self.drive(run, writer));
         Some(guard(self.shared, drive, renewer, cancel, &interrupts, &leases).await)
@@ -102,13 +104,10 @@ impl Claimed<'_> {
                     Ok(Appended::Fenced) | Err(_) => LeaseEnd::Forsake,
                 }
             }
-            Ended::Said(account) => {
-                let counted = self.attempt.number - self.attempt.released;
-                match dispose(account.reason, &self.task.assignment.retry, self.plan, counted) {
-                    Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
-                    Disposition::End => self.commit(*account, writer).await,
-                }
-            }
+            Ended::Said(account) => match dispose(account.reason, &self.task.assignment.retry, self.plan, self.attempt.counted()) {
+                Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
+                Disposition::End => self.commit(*account, writer).await,
+            },
         }
     }
 
@@ -179,7 +178,11 @@ async fn guard(
     loop {
         // All arms are cancel safe; the renewer counts from its last confirmed renewal, not from its start.
         tokio::select! {
-            end = &mut drive => return end,
+            end = &mut drive => return match end {
+                // It may be another worker's message by now, and a nak would take it away again.
+                LeaseEnd::GiveBack(_) if Instant::now() >= *leases.borrow() => LeaseEnd::Forsake,
+                LeaseEnd::GiveBack(_) | LeaseEnd::Ack(_) | LeaseEnd::Forsake => end,
+            },
             loss = renewer.run(|until| { leases.send_replace(until); }), if !lost => {
                 if loss == Loss::Fenced || shared.config.lease.on_lease_loss == OnLeaseLoss::Stop {
                     lost = true;

@@ -81,9 +81,14 @@ impl Fleet {
 
     /// Starts a worker with that name: with a name that was used before, it takes over that one's state directory.
     pub fn worker_named(&self, id: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
+        self.worker_at(id, &self.server.url(), settings)
+    }
+
+    /// Starts a worker that reaches the server by another way.
+    pub fn worker_at(&self, id: &str, url: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
         let mut all = self.settings.clone();
         all.extend(owned(settings));
-        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all));
+        let worker = Arc::new(Worker::start(&self.dir, id, url, &self.prefix, &all));
         self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
         worker
     }
@@ -91,7 +96,7 @@ impl Fleet {
     /// As [`Fleet::worker_named`], to die at a crash point.
     #[cfg(feature = "crash-points")]
     pub fn armed(&self, id: &str, point: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
-        self.worker_named(id, &[settings, &[("WINDLASS_CRASH_AT", point)]].concat())
+        self.worker_named(id, &[settings, &[("env:WINDLASS_CRASH_AT", point)]].concat())
     }
 
     /// Runs a verb of the command line against this fleet.

@@ -1,6 +1,6 @@
 //! The orchestrator's side: publishes assignments, watches chains and output, asks for cancellation.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
@@ -39,7 +39,7 @@ pub struct Orchestrator {
     pub prefix: String,
     events: Feed,
     /// Acknowledgements that passed by.
-    pub acks: Acks,
+    pub acks: Arc<Acks>,
     submitted: Mutex<Vec<(Task, u64)>>,
 }
 
@@ -69,10 +69,18 @@ impl Orchestrator {
     pub async fn connect(url: &str, prefix: &str) -> Self {
         let options = async_nats::ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(50));
         let client = options.connect(url).await.expect("the server answers");
-        let acks = Acks::of(&client, &format!("{}_TASKS", prefix.to_uppercase())).await;
+        let acks = Arc::new(Acks::of(&client, &format!("{}_TASKS", prefix.to_uppercase())).await);
         let js = jetstream::new(client);
         let events = Feed::follow(js.clone(), format!("{}_EVENTS", prefix.to_uppercase()), format!("{prefix}.events.>"));
         Self { js, prefix: prefix.to_owned(), events, acks, submitted: Mutex::default() }
+    }
+
+    /// The same client with an eye that has seen nothing yet: for a stream that was removed and made anew.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        let events = Feed::follow(self.js.clone(), self.stream("EVENTS"), format!("{}.events.>", self.prefix));
+        let submitted = Mutex::new(self.submitted.lock().expect("not poisoned").clone());
+        Self { js: self.js.clone(), prefix: self.prefix.clone(), events, acks: Arc::clone(&self.acks), submitted }
     }
 
     /// Name of a stream of this prefix.
@@ -139,6 +147,11 @@ impl Orchestrator {
         let task = Task { tenant: "acme".into(), id: task_id.into() };
         self.submitted.lock().expect("not poisoned").push((task.clone(), sequence));
         task
+    }
+
+    /// Counts a task that somebody else submitted, as which message is not known, among those that the checker must find ended.
+    pub fn count(&self, task: &Task) {
+        self.submitted.lock().expect("not poisoned").push((task.clone(), 0));
     }
 
     /// Every task submitted so far.

@@ -31,7 +31,7 @@ pub fn windlass() -> Command {
 }
 
 impl Worker {
-    /// Starts one with `settings` (`SECTION__KEY` and value), its state below `dir`.
+    /// Starts one with `settings` (`SECTION__KEY` and value, or `env:NAME` and value), its state below `dir`.
     pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
         let state_dir = dir.join(format!("state-{id}"));
         let log = dir.join(format!("{id}.log"));
@@ -49,8 +49,11 @@ impl Worker {
         ]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
         for (key, value) in settings {
-            // What is no setting is a variable as it is.
-            command.env(if key.starts_with("WINDLASS_") { key.clone() } else { format!("WINDLASS__{key}") }, value);
+            // `env:NAME` is a variable as it is, all others are settings.
+            match key.strip_prefix("env:") {
+                Some(name) => command.env(name, value),
+                None => command.env(format!("WINDLASS__{key}"), value),
+            };
         }
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = command.spawn().expect("windlass starts");
@@ -99,17 +102,42 @@ impl Worker {
         &self.state_dir
     }
 
+    /// What this life has written to its log.
+    fn own_log(&self) -> String {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        log.get(self.born..).map_or_else(String::new, |own| String::from_utf8_lossy(own).into_owned())
+    }
+
     /// True when this life has written that text to its log.
     pub fn said(&self, text: &str) -> bool {
-        let log = std::fs::read(&self.log).unwrap_or_default();
-        log.get(self.born..).is_some_and(|own| String::from_utf8_lossy(own).contains(text))
+        self.own_log().contains(text)
     }
 
     /// Waits until it takes work.
     pub async fn ready(&self) {
+        self.says(&["windlass::worker: ready"]).await;
+    }
+
+    /// Memory that it holds now, KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until this life has logged a line that holds all `words` and returns that line.
+    pub async fn says(&self, words: &[&str]) -> String {
+        self.says_times(1, words).await
+    }
+
+    /// Waits for the line number `times` of that kind.
+    pub async fn says_times(&self, times: usize, words: &[&str]) -> String {
         let deadline = Instant::now() + super::PATIENCE;
-        while !self.said("windlass::worker: ready") {
-            assert!(Instant::now() < deadline, "worker {} does not become ready\n{}", self.id, self.log());
+        loop {
+            if let Some(line) = self.own_log().lines().filter(|line| words.iter().all(|word| line.contains(word))).nth(times - 1) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < deadline, "worker {} said less than {times} times {words:?}\n{}", self.id, self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }

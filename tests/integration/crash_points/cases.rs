@@ -12,6 +12,7 @@ pub const SHORT: &[(&str, &str)] = &[("LEASE__ACK_WAIT_S", "2.5"), ("CLASSES__CP
 const LONG: &[(&str, &str)] = &[("LEASE__ACK_WAIT_S", "10")];
 const ONE_BY_ONE: &[(&str, &str)] = &[("LOGS__CHUNK", "1KiB"), ("LOGS__WINDOW", "1")];
 const PATIENT: &[(&str, &str)] = &[("LEASE__ACK_WAIT_S", "8"), ("BUS__REQUEST_TIMEOUT_S", "1")];
+const ONCE: &[(&str, &str)] = &[("CLASSES__CPU_SHORT__MAX_ATTEMPTS", "1")];
 
 /// How the victim comes to the point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -222,6 +223,14 @@ pub fn case(point: Point) -> Case {
             .work(Refused)
             .ends(Reason::PolicyRefused),
         Point::LetterTold => Case { letter: true, ..Case::of(0, OVER) }.work(Refused).ends(Reason::PolicyRefused),
+        Point::LetterOwed => {
+            let next = "finds the end stored, stores the letter, acknowledges";
+            Case { letter: true, ..Case::of(1, next) }
+                .way(Way::After(Point::Running))
+                .work(Stays)
+                .with(ONCE)
+                .ends(Reason::AttemptsExhausted)
+        }
         Point::SweepLocked => {
             let next = "sweeps when the lock has expired (20 s); queues the lost task again; the next attempt";
             Case::of(2, next).work(Stays).way(Way::Lost).with(&[("SWEEPER__INTERVAL_S", "0.2")])
