@@ -44,7 +44,7 @@ lint: ## formatting, lints, and schemas that are not what the types say
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked $(CRASH_POINTS) --all-targets -- -D warnings
 	$(CARGO) clippy --locked --lib --bins -- -D warnings
-	$(CARGO) run --locked --quiet -- schema --check schemas
+	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --check schemas
 
 bench: nats ## the figures of docs/performance.md, on this machine
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" $(CARGO) bench --locked --bench performance
@@ -53,7 +53,7 @@ model: ## the protocol explored within larger bounds than `make test` does
 	WINDLASS_MODEL=long $(CARGO) test --locked --lib model:: -- --nocapture --test-threads=2
 
 schemas: ## write schemas/ from the types
-	$(CARGO) run --locked --quiet -- schema schemas
+	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema schemas
 
 nats:
 	@deploy/fetch-nats.sh >/dev/null

@@ -39,7 +39,8 @@
 //! # Where to look
 //!
 //! [`task`] is the vocabulary, pure. [`wire`] turns it into bytes, [`bus`] talks to NATS, [`execute`] and [`supervisor`] to the
-//! kernel. `docs/protocol.md` is the contract, `docs/decisions.md` says why.
+//! kernel. `docs/protocol.md` is the contract, `docs/decisions.md` says why. At each [`crash::Point`] a test makes a worker die,
+//! and `docs/guarantees.md` says what comes of it.
 
 pub mod bus;
 pub mod claim;
