@@ -18,6 +18,8 @@ pub struct Worker {
     pub pid: u32,
     state_dir: PathBuf,
     log: PathBuf,
+    /// Length of the log when this life began: the name may have been used before.
+    log_from: usize,
     child: Mutex<Option<Child>>,
 }
 
@@ -34,6 +36,7 @@ impl Worker {
         let state_dir = dir.join(format!("state-{id}"));
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
+        let log_from = std::fs::metadata(&log).map_or(0, |meta| usize::try_from(meta.len()).expect("it fits"));
         let mut command = windlass();
         command.args([
             "worker",
@@ -52,7 +55,7 @@ impl Worker {
         let child = command.spawn().expect("windlass starts");
         let pid = child.id().expect("running");
         watchdog().adopt(pid);
-        Self { id: id.to_owned(), pid, state_dir, log, child: Mutex::new(Some(child)) }
+        Self { id: id.to_owned(), pid, state_dir, log, log_from, child: Mutex::new(Some(child)) }
     }
 
     /// Sends a signal to the worker alone.
@@ -118,6 +121,12 @@ impl Worker {
             assert!(std::time::Instant::now() < deadline, "worker {} said less than {times} times {words:?}\n{}", self.id, self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Whether it takes work.
+    pub fn is_ready(&self) -> bool {
+        let text = std::fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(text.get(self.log_from..).unwrap_or_default()).contains(" ready worker_id=")
     }
 
     /// The end of what it logged.
