@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use windlass::task::Reason;
 use windlass::task::log_chunk::LogStream;
-use windlass::task::{EventKind, Reason};
 
 use crate::harness::job::Gate;
 use crate::harness::server::{Options, Server};
