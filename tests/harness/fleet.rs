@@ -199,6 +199,8 @@ impl Fleet {
         let mut graceful = Vec::new();
         for worker in &workers {
             if worker.is_held().await {
+                // One that has only just been started has no directory of its own yet, and has buried nobody.
+                leftovers::gone(Duration::from_secs(10), || Some(()).filter(|()| !worker.is_ready()).into_iter().collect()).await;
                 // A life that was killed before left a directory; a worker removes it once it is connected.
                 let state = worker.state_dir().to_owned();
                 let old = leftovers::gone(Duration::from_secs(10), || entries(&state).into_iter().skip(1).collect()).await;

@@ -160,6 +160,11 @@ impl Worker {
         }
     }
 
+    /// Whether it takes work.
+    pub fn is_ready(&self) -> bool {
+        self.said("windlass::worker: ready")
+    }
+
     /// The end of what it logged.
     pub fn log(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
