@@ -91,7 +91,7 @@ pub fn chain_fold(bytes: &[u8]) {
         event.task.attempt = claimed + u32::from(kind == EventKind::TaskStarted) + u32::from(wrong >> 1 & 1);
         let owner = last.as_ref().filter(|_| kind != EventKind::TaskStarted).map_or_else(|| format!("n{claimed}"), |last| last.nonce.clone());
         event.nonce = if wrong >> 2 & 1 == 0 { owner } else { owner + "x" };
-        event.prev_sha256 = last.as_ref().map(|last| digest(last)).filter(|_| wrong >> 3 & 1 == 0);
+        event.prev_sha256 = last.as_ref().map(digest).filter(|_| wrong >> 3 & 1 == 0);
         event.outcome = OUTCOMES[usize::from(wrong >> 6)];
         let taken = chain.push(event.clone(), digest(&event));
         if taken.is_ok() {
