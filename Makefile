@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks
+.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks fuzz fuzz-short
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -15,8 +15,9 @@ help: ## this list
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
 
-test: ## all tests: test-host, then test-vm
+test: ## all tests: test-host, short fuzzing, test-vm
 	@$(MAKE) --no-print-directory test-host
+	@$(MAKE) --no-print-directory fuzz-short
 	@$(MAKE) --no-print-directory test-vm
 
 test-host: nats python disks ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
@@ -39,6 +40,21 @@ chaos: nats ## 2,000 tasks and 50 kills of workers and supervisors, and nothing 
 
 test-vm: nats ## limits, kills, takeover, delegation under cgroup2 alone: Debian's kernel in qemu, no rights needed (VM_KERNEL=FILE for another one)
 	@CARGO="$(CARGO)" WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" tests/vm/run.sh
+
+# Each target for FUZZ_SECONDS, or one of them: make fuzz FUZZ_TARGETS=config. What is new and worth keeping goes to fuzz/work
+# (`fuzz/keep.sh` takes it over into the corpus), findings to fuzz/artifacts.
+FUZZ_TARGETS ?= assignment_json assignment_msgpack config log_chunker chain_fold
+FUZZ_SECONDS ?= 300
+
+fuzz: ## fuzzing, FUZZ_SECONDS=300 for each target
+	@command -v g++ >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ >/dev/null 2>&1; } || \
+		{ echo "make: fuzzing needs g++ (Debian: apt-get install g++)" >&2; exit 1; }
+	@fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+# Bounded: a part of `make test`.
+fuzz-short:
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10
 
 lint: ## formatting, lints, and schemas that are not what the types say
 	$(CARGO) fmt --check
