@@ -3,19 +3,39 @@
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use crate::intake::Task;
 use crate::plan::{Plan, Program};
 
+mod inside;
+mod leavings;
+mod removal;
+
+pub use inside::{Inside, Unusable};
+pub use leavings::Leavings;
+pub use removal::remove_tree;
+
 /// Longest script that is passed as an argument; the kernel takes 128 KiB in one argument.
 const INLINE_SCRIPT: usize = 64 * 1024;
+
+/// Name of the result in an attempt's directory.
+pub const RESULT: &str = "result.json";
+/// Name of the file of progress reports.
+pub const PROGRESS: &str = "progress.ndjson";
+/// Longest wait for the removal of an attempt's directory.
+const REMOVAL: Duration = Duration::from_secs(5);
 
 /// An attempt's directory; removed when dropped.
 #[derive(Debug)]
 pub struct Workspace {
     root: PathBuf,
+    leavings: Arc<Leavings>,
+    /// The directory itself, whatever the task does to its name.
+    pub inside: Arc<Inside>,
     /// Where the task runs unless it asks otherwise.
     pub dir: PathBuf,
     /// `WINDLASS_RESULT`
@@ -45,23 +65,39 @@ impl PrepareError {
 }
 
 impl Workspace {
-    /// Makes `<parent>/<name>` with what a task finds there.
+    /// Makes `<parent>/<name>` with what a task finds there. What cannot be removed in the end goes to `leavings`.
     ///
     /// # Errors
-    /// When the directories cannot be made.
-    pub fn create(parent: &Path, name: &str) -> Result<Self, PrepareError> {
+    /// When the directories cannot be made, or there is something in their place.
+    pub fn create(parent: &Path, name: &str, leavings: &Arc<Leavings>) -> Result<Self, PrepareError> {
         let root = parent.join(name);
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            |error| PrepareError { path, error }
+        };
+        // Never one that is there already: somebody else's links would be followed.
+        std::fs::create_dir(&root).map_err(failed(&root))?;
+        let inside = Arc::new(Inside::open(&root).map_err(failed(&root))?);
         let workspace = Self {
             dir: root.join("work"),
-            result: root.join("result.json"),
-            progress: root.join("progress.ndjson"),
+            result: root.join(RESULT),
+            progress: root.join(PROGRESS),
             outputs: root.join("outputs"),
             root,
+            leavings: Arc::clone(leavings),
+            inside,
         };
-        for dir in [&workspace.root, &workspace.dir, &workspace.outputs] {
-            std::fs::create_dir_all(dir).map_err(|error| PrepareError { path: dir.clone(), error })?;
+        for dir in [&workspace.dir, &workspace.outputs] {
+            std::fs::create_dir(dir).map_err(failed(dir))?;
         }
         Ok(workspace)
+    }
+
+    /// Removes it, on a thread that may block. Waits for the end of that, but not for ever: a tree of a million files is no
+    /// reason to keep the news of a task's end.
+    pub async fn remove(self) {
+        let removal = tokio::task::spawn_blocking(move || drop(self));
+        let _ = tokio::time::timeout(REMOVAL, removal).await;
     }
 
     /// Where the script of a task is kept when it is too long for an argument.
@@ -72,9 +108,7 @@ impl Workspace {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.root) {
-            tracing::warn!(%error, path = %self.root.display(), "cannot remove the work directory");
-        }
+        self.leavings.remove(&self.root);
     }
 }
 

@@ -5,7 +5,6 @@ use std::time::Duration;
 use super::run::millis;
 use crate::execute::native;
 use crate::plan::Plan;
-use crate::prepare::Workspace;
 use crate::report::{AllChunksConfirmed, Fault, Recorded, ReportError};
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::event::{Event, Manifest, RunInfo, TaskResult};
@@ -104,14 +103,14 @@ pub(super) enum Stopped {
 pub(super) fn judge(
     mut account: Account,
     recorded: Result<Recorded, ReportError>,
+    result: Result<Option<serde_json::Value>, String>,
     stopped: Option<Stopped>,
     report: &ExitReport,
     plan: &Plan,
-    workspace: &Workspace,
     duration: Duration,
 ) -> Account {
     (account.reason, account.error, account.hint) = verdict(stopped, report, plan);
-    match super::result::read(&workspace.result) {
+    match result {
         Ok(value) => {
             account.result = value.map(|value| TaskResult {
                 latency_ms: millis(duration),

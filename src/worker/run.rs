@@ -102,13 +102,20 @@ impl Run<'_> {
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
     pub async fn go(mut self, writer: &mut ChainWriter) -> Ended {
         self.stages.push(Stage::Loading.entered());
-        let workspace = match Workspace::create(&self.shared.instance.work(), &self.name()) {
+        let instance = &self.shared.instance;
+        let workspace = match Workspace::create(&instance.work(), &self.name(), &instance.leavings) {
             Ok(workspace) => workspace,
             Err(error) => {
                 let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
                 return self.failed(reason, error.to_string(), None, "prepare");
             }
         };
+        let ended = self.go_in(&workspace, writer).await;
+        workspace.remove().await;
+        ended
+    }
+
+    async fn go_in(mut self, workspace: &Workspace, writer: &mut ChainWriter) -> Ended {
         let facts = Facts {
             task: self.task,
             attempt: self.story.attempt(),
@@ -116,14 +123,14 @@ impl Run<'_> {
             path: &self.shared.config.worker.path,
             traceparent: self.traceparent,
         };
-        let launch = match prepare::launch(self.plan, &workspace, &facts) {
+        let launch = match prepare::launch(self.plan, workspace, &facts) {
             Ok(launch) => launch,
             Err(error) => {
                 let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
                 return self.failed(reason, error.to_string(), None, "prepare");
             }
         };
-        let mut running = match self.start(launch, &workspace).await {
+        let mut running = match self.start(launch, workspace).await {
             Ok(running) => running,
             Err(ended) => return *ended,
         };
@@ -135,7 +142,7 @@ impl Run<'_> {
             running.recorder.abandon().await;
             return Ended::Lost;
         }
-        self.finish(running, &workspace, report, stopped).await
+        self.finish(running, workspace, report, stopped).await
     }
 
     fn failed(self, reason: Reason, error: String, hint: Option<String>, phase: &'static str) -> Ended {
@@ -168,7 +175,7 @@ impl Run<'_> {
                 self.run.started_at = Some(Time::now());
                 self.run.pid = Some(process.pid());
                 self.stages.push(Stage::Executing.entered());
-                Ok(Running { process, recorder, progress: ProgressFile::new(workspace.progress.clone()), started: Instant::now() })
+                Ok(Running { process, recorder, progress: ProgressFile::new(Arc::clone(&workspace.inside)), started: Instant::now() })
             }
             Err(SpawnFailure::Refused(error)) => {
                 recorder.abandon().await;
@@ -259,7 +266,7 @@ impl Run<'_> {
         self.run.finished_at = Some(Time::now());
         self.run.duration_ms = Some(millis(duration));
         // The last lines may have been written just before the end.
-        running.progress.look();
+        running.progress.look().await;
         self.stages.append(&mut running.progress.take_stages());
         self.stages.push(Stage::Finalizing.entered());
         let mut interrupt = self.signals.interrupt.clone();
@@ -284,9 +291,19 @@ impl Run<'_> {
         };
         match stopped {
             Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
-            stopped => Ended::Said(Box::new(judge(account, recorded, stopped, &report, self.plan, workspace, duration))),
+            stopped => {
+                let result = read_result(workspace).await;
+                Ended::Said(Box::new(judge(account, recorded, result, stopped, &report, self.plan, duration)))
+            }
         }
     }
+}
+
+/// On a thread that may block: it is the task's file.
+async fn read_result(workspace: &Workspace) -> Result<Option<serde_json::Value>, String> {
+    let inside = Arc::clone(&workspace.inside);
+    let read = tokio::task::spawn_blocking(move || super::result::read(&inside));
+    read.await.unwrap_or_else(|error| Err(format!("the result cannot be read: {error}")))
 }
 
 /// Resolves when the task is lost. Cancel safe.
@@ -300,7 +317,7 @@ async fn lost(interrupt: &mut watch::Receiver<Option<Interrupt>>) {
 async fn follow_progress(file: &mut ProgressFile, interval_ms: u64, story: &Story, writer: &mut ChainWriter) -> bool {
     let progress: Progress = loop {
         tokio::time::sleep(LOOK).await;
-        if let Some(progress) = file.look() {
+        if let Some(progress) = file.look().await {
             break progress;
         }
     };
