@@ -1,5 +1,6 @@
 //! Stage 4, prepare: the attempt's own directory, and the process that will run in it.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -181,7 +182,6 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let task = facts.task;
     let defaults = [("PATH", facts.path.to_owned()), ("HOME", text(&workspace.dir)), ("LANG", "C.UTF-8".to_owned())];
-    let mut env: Vec<(String, String)> = defaults.into_iter().map(|(n, v)| (n.to_owned(), v)).collect();
     let fixed = [
         ("WINDLASS_TASK_ID", task.task_id.to_string()),
         ("WINDLASS_ATTEMPT", facts.attempt.to_string()),
@@ -194,11 +194,10 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
         ("WINDLASS_OUTPUTS", text(&workspace.outputs)),
     ];
     let own = task.assignment.execution.env.iter().map(|(n, v)| (n.clone(), v.clone()));
-    let fixed = fixed.into_iter().map(|(n, v)| (n.to_owned(), v));
+    let named = |(name, value): (&str, String)| (name.to_owned(), value);
     let traceparent = facts.traceparent.map(|t| ("TRACEPARENT".to_owned(), t.to_owned()));
-    for (name, value) in own.chain(fixed).chain(traceparent) {
-        env.retain(|(n, _)| *n != name);
-        env.push((name, value));
-    }
-    env
+    // The last one counts. A map, for the publisher decides how many there are.
+    let env: BTreeMap<String, String> =
+        defaults.into_iter().map(named).chain(own).chain(fixed.into_iter().map(named)).chain(traceparent).collect();
+    env.into_iter().collect()
 }

@@ -24,6 +24,8 @@ mod cli;
 mod drain;
 #[path = "integration/durability.rs"]
 mod durability;
+#[path = "integration/escape.rs"]
+mod escape;
 #[path = "integration/flow.rs"]
 mod flow;
 #[path = "integration/golden.rs"]

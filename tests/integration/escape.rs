@@ -1,0 +1,14 @@
+//! Hostile tasks and hostile publishers: one test for each thing that somebody may try. `SECURITY.md` says what is promised.
+//!
+//! A test of an attempt asserts what the attacker sees, and what the machine looks like afterwards. Where that harms nothing the
+//! same attempt is made without the sandbox (profile `none`) and has to succeed there: so a test that could not fail is noticed.
+
+#[path = "escape/files.rs"]
+mod files;
+#[path = "escape/publisher.rs"]
+mod publisher;
+#[path = "escape/screen.rs"]
+mod screen;
+
+/// A worker without sandbox: what the other tests hold against.
+const UNCONFINED: &[(&str, &str)] = &[];
