@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::task::assignment::{BackoffPolicy, Runtime};
-use crate::task::{ByteSize, ClassName, Tenant};
+use crate::task::{ByteSize, ClassName, Profile, Tenant};
 use crate::wire::Encoding;
 
 mod load;
@@ -32,6 +32,8 @@ pub struct Config {
     pub capacity: Capacity,
     /// Cgroups.
     pub cgroup: Cgroup,
+    /// Sandbox of native tasks.
+    pub sandbox: Sandbox,
     /// Leases.
     pub lease: Lease,
     /// Events.
@@ -46,6 +48,11 @@ pub struct Config {
     pub log: Log,
     /// Classes that this worker serves, by name.
     pub classes: BTreeMap<ClassName, Class>,
+    /// What is special about a tenant, by name.
+    pub tenants: BTreeMap<Tenant, TenantPolicy>,
+    /// The file that this was read from: tasks must not read it.
+    #[serde(skip)]
+    pub source: Option<PathBuf>,
 }
 
 /// `[bus]`
@@ -102,6 +109,32 @@ pub struct Cgroup {
     pub parent: String,
     /// Run although limits cannot be enforced; every event then says so.
     pub allow_unlimited: bool,
+}
+
+/// `[sandbox]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Sandbox {
+    /// Refuse tasks whose profile cannot be had in full; otherwise they run with what there is, and their events say so.
+    pub required: bool,
+    /// What tasks may read and execute besides their own directory.
+    pub read_paths: Vec<PathBuf>,
+    /// What tasks may write besides their own directory.
+    pub write_paths: Vec<PathBuf>,
+    /// First of the user ids that tenants get when the worker is root.
+    pub uid_base: u32,
+}
+
+/// `[tenants.<name>]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantPolicy {
+    /// User id of its tasks; left out: one from `sandbox.uid_base` on, by its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// Group id; left out: the number of the user id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
 }
 
 /// `[lease]`
@@ -244,6 +277,8 @@ pub struct Class {
     pub max_max_attempts: u32,
     /// Delays between attempts unless asked otherwise.
     pub backoff: BackoffPolicy,
+    /// Sandbox of its native tasks; an assignment cannot change it.
+    pub sandbox: Profile,
 }
 
 impl Default for Class {
@@ -264,6 +299,7 @@ impl Default for Class {
             max_attempts: 3,
             max_max_attempts: 20,
             backoff: BackoffPolicy::default(),
+            sandbox: Profile::Standard,
         }
     }
 }

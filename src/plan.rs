@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::config::Class;
 use crate::intake::Task;
 use crate::task::assignment::{BackoffPolicy, Execution, Runtime};
-use crate::task::{Limits, Reason};
+use crate::task::{Limits, Profile, Reason};
 
 /// What would run.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,6 +19,8 @@ pub struct Plan {
     pub program: Program,
     /// Limits.
     pub limits: Limits,
+    /// Sandbox, as its class has it.
+    pub sandbox: Profile,
     /// Time between SIGTERM and SIGKILL.
     pub grace: Duration,
     /// Attempts in all.
@@ -79,7 +81,8 @@ pub fn plan(task: &Task, class: &Class, enforced: bool) -> Result<Plan, Rejectio
     if !(backoff.factor.is_finite() && backoff.factor >= 1.0) {
         return Err(invalid(format!("retry.backoff.factor: {} must be 1 or more", backoff.factor)));
     }
-    Ok(Plan { runtime: execution.runtime, program, limits, grace: Duration::from_secs_f64(grace_s), max_attempts, backoff })
+    let grace = Duration::from_secs_f64(grace_s);
+    Ok(Plan { runtime: execution.runtime, program, limits, sandbox: class.sandbox, grace, max_attempts, backoff })
 }
 
 /// What this version, and this class, offers.

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
+use crate::execute::native::sandbox::User;
 use crate::intake::Task;
 use crate::plan::{Plan, Program};
 
@@ -45,6 +47,10 @@ pub struct Workspace {
     pub progress: PathBuf,
     /// `WINDLASS_OUTPUTS`
     pub outputs: PathBuf,
+    /// `TMPDIR`, where the task has no `/tmp` of its own.
+    pub tmp: PathBuf,
+    /// Whose it is, where that is not the worker itself.
+    owner: Option<User>,
 }
 
 /// Why the directory could not be made.
@@ -66,30 +72,37 @@ impl PrepareError {
 }
 
 impl Workspace {
-    /// Makes `<parent>/<name>` with what a task finds there. What cannot be removed in the end goes to `leavings`.
+    /// Makes `<parent>/<name>` with what a task finds there, open to its owner only. What cannot be removed in the end goes
+    /// to `leavings`.
     ///
     /// # Errors
     /// When the directories cannot be made, or there is something in their place.
-    pub fn create(parent: &Path, name: &str, leavings: &Arc<Leavings>) -> Result<Self, PrepareError> {
+    pub fn create(parent: &Path, name: &str, owner: Option<User>, leavings: &Arc<Leavings>) -> Result<Self, PrepareError> {
         let root = parent.join(name);
         let failed = |path: &Path| {
             let path = path.to_owned();
             |error| PrepareError { path, error }
         };
         // Never one that is there already: somebody else's links would be followed.
-        std::fs::create_dir(&root).map_err(failed(&root))?;
+        private().create(&root).map_err(failed(&root))?;
         let inside = Arc::new(Inside::open(&root).map_err(failed(&root))?);
         let workspace = Self {
             dir: root.join("work"),
             result: root.join(RESULT),
             progress: root.join(PROGRESS),
             outputs: root.join("outputs"),
+            tmp: root.join("tmp"),
+            owner,
             root,
             leavings: Arc::clone(leavings),
             inside,
         };
-        for dir in [&workspace.dir, &workspace.outputs] {
-            std::fs::create_dir(dir).map_err(failed(dir))?;
+        // The root's owner comes last: until then nobody else can put anything into it.
+        for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp] {
+            private().create(dir).map_err(failed(dir))?;
+        }
+        for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp, &workspace.root] {
+            workspace.give(dir)?;
         }
         Ok(workspace)
     }
@@ -101,10 +114,28 @@ impl Workspace {
         let _ = tokio::time::timeout(REMOVAL, removal).await;
     }
 
+    /// The attempt's directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    fn give(&self, path: &Path) -> Result<(), PrepareError> {
+        let Some(User { uid, gid }) = self.owner else { return Ok(()) };
+        std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|error| PrepareError { path: path.to_owned(), error })
+    }
+
     /// Where the script of a task is kept when it is too long for an argument.
     fn script(&self) -> PathBuf {
         self.root.join("script.sh")
     }
+}
+
+/// Makes directories for their owner alone, and none that is there already.
+fn private() -> std::fs::DirBuilder {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(0o700);
+    builder
 }
 
 impl Drop for Workspace {
@@ -137,6 +168,8 @@ pub struct Facts<'a> {
     pub fence: u64,
     /// `PATH`, unless the task sets one.
     pub path: &'a str,
+    /// It has a `/tmp` of its own.
+    pub private_tmp: bool,
     /// W3C trace context of the publisher.
     pub traceparent: Option<&'a str>,
 }
@@ -162,11 +195,17 @@ fn bash(script: &str, args: &[String], workspace: &Workspace) -> Result<Vec<Stri
         argv.extend(["-c".to_owned(), script.to_owned(), "bash".to_owned()]);
     } else {
         let path = workspace.script();
-        std::fs::write(&path, script).map_err(|error| PrepareError { path: path.clone(), error })?;
+        write_new(&path, script).map_err(|error| PrepareError { path: path.clone(), error })?;
+        workspace.give(&path)?;
         argv.push(path.to_string_lossy().into_owned());
     }
     argv.extend(args.iter().cloned());
     Ok(argv)
+}
+
+/// Never through a link: the directory is the task's.
+fn write_new(path: &Path, text: &str) -> std::io::Result<()> {
+    std::fs::File::create_new(path)?.write_all(text.as_bytes())
 }
 
 fn stdin(text: Option<&str>) -> std::io::Result<OwnedFd> {
@@ -182,6 +221,7 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
     let text = |path: &Path| path.to_string_lossy().into_owned();
     let task = facts.task;
     let defaults = [("PATH", facts.path.to_owned()), ("HOME", text(&workspace.dir)), ("LANG", "C.UTF-8".to_owned())];
+    let tmp = (!facts.private_tmp).then(|| ("TMPDIR", text(&workspace.tmp)));
     let fixed = [
         ("WINDLASS_TASK_ID", task.task_id.to_string()),
         ("WINDLASS_ATTEMPT", facts.attempt.to_string()),
@@ -198,6 +238,6 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
     let traceparent = facts.traceparent.map(|t| ("TRACEPARENT".to_owned(), t.to_owned()));
     // The last one counts. A map, for the publisher decides how many there are.
     let env: BTreeMap<String, String> =
-        defaults.into_iter().map(named).chain(own).chain(fixed.into_iter().map(named)).chain(traceparent).collect();
+        defaults.into_iter().chain(tmp).map(named).chain(own).chain(fixed.into_iter().map(named)).chain(traceparent).collect();
     env.into_iter().collect()
 }

@@ -46,6 +46,7 @@ mod tests {
             runtime: Runtime::Native,
             program: Program::Argv(vec!["true".to_owned()]),
             limits: Limits { cpus: 1.0, memory_bytes: 1 << 30, pids: 1, timeout_ms: 1, io: None, enforced: true },
+            sandbox: crate::task::Profile::None,
             grace: Duration::ZERO,
             max_attempts,
             backoff: BackoffPolicy { initial_ms: 10, factor: 2.0, max_ms: 1000 },

@@ -25,10 +25,12 @@ use rustix::process::DumpableBehavior;
 use serde::{Deserialize, Serialize};
 
 use crate::execute::native::cgroup::{Site, Wish};
+use crate::execute::native::sandbox;
 use protocol::Reply;
 
 pub mod channel;
 mod image;
+mod jail;
 mod life;
 pub mod protocol;
 mod serve;
@@ -47,6 +49,8 @@ pub struct Args {
     pub allow_unlimited: bool,
     /// Name of this worker instance, a directory name that no other instance has.
     pub instance: String,
+    /// Sandboxes to prepare; without it only tasks without one can run.
+    pub sandbox: Option<sandbox::Wish>,
 }
 
 /// Entry point of the hidden subcommand. Returns when the worker is gone and nothing of its tasks is left.
@@ -98,6 +102,9 @@ fn run(args: &Args) -> io::Result<bool> {
             return Ok(false);
         }
     };
+    // Not where processes are found by a walk over /proc: it must show them all.
+    let hide_processes = !site.directories().is_empty();
+    let (jail, sandbox) = jail::Jail::open(args.sandbox.as_ref(), hide_processes);
     // Last, because it takes away the ownership of our own files in /proc. Tasks run as the same user and
     // must not read this process's memory or take its socket through ptrace or pidfd_getfd.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
@@ -106,8 +113,9 @@ fn run(args: &Args) -> io::Result<bool> {
         cgroups: site.description.clone(),
         directories: site.directories(),
         swept: site.swept.clone(),
+        sandbox,
     };
-    let mut server = serve::Server::new(socket, signals, site);
+    let mut server = serve::Server::new(socket, signals, site, jail);
     server.reply(&ready);
     server.flush();
     server.run()?;

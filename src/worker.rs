@@ -32,7 +32,8 @@ use crate::bus::presence::Presence;
 use crate::bus::provision::{self, UnfitStreams};
 use crate::bus::{Bus, BusError, ConnectError, Patience};
 use crate::config::{Config, OnLeaseLoss};
-use crate::execute::native::{StartError, Supervisor};
+use crate::execute::native::sandbox::Wish;
+use crate::execute::native::{Capabilities, StartError, Supervisor};
 use crate::report;
 use crate::task::Time;
 use capacity::{Capacity, Machine, Need};
@@ -149,13 +150,36 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
 
 async fn start_supervisor(config: &Config, instance: &str) -> Result<Supervisor, WorkerError> {
     let exe = std::env::current_exe().map_err(WorkerError::Executable)?;
-    let supervisor = Supervisor::start(&exe, &config.cgroup, instance).await?;
+    let wish = Wish::new(config);
+    let supervisor = Supervisor::start_with(&exe, &config.cgroup, instance, Some(wish)).await?;
     let capabilities = supervisor.capabilities();
     tracing::info!(limits = capabilities.description, enforced = capabilities.enforced, "supervisor ready");
+    for line in capabilities.sandbox.lines() {
+        tracing::info!(
+            landlock_abi = capabilities.sandbox.landlock_abi,
+            separate_users = capabilities.sandbox.separate_users,
+            "sandbox {line}"
+        );
+    }
+    warn_of_missing(config, capabilities);
     for (instance, gone) in &capabilities.swept {
         tracing::warn!(instance, gone, "found cgroups of a dead instance");
     }
     Ok(supervisor)
+}
+
+/// Says which classes get less than their profile, or nothing.
+fn warn_of_missing(config: &Config, capabilities: &Capabilities) {
+    for (name, class) in &config.classes {
+        let Some(finding) = capabilities.sandbox.of(class.sandbox).filter(|f| !f.missing.is_empty()) else { continue };
+        let missing: Vec<_> = finding.missing.iter().map(ToString::to_string).collect();
+        let missing = missing.join("; ");
+        if finding.available {
+            tracing::warn!(class = %name, profile = %class.sandbox, missing, "tasks run with less than their sandbox");
+        } else {
+            tracing::warn!(class = %name, profile = %class.sandbox, missing, "tasks are refused: their sandbox cannot be had here");
+        }
+    }
 }
 
 /// Checks the streams; waits where the server only needs time.

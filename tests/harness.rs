@@ -36,3 +36,23 @@ use std::time::Duration;
 
 /// How long anything that must happen may take on a machine that does other things too.
 pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// `tests/programs` where tasks can read it, whoever they run as and wherever the repository is.
+pub fn programs() -> std::path::PathBuf {
+    use std::os::unix::fs::PermissionsExt as _;
+    static COPIED: std::sync::OnceLock<std::path::PathBuf> = std::sync::OnceLock::new();
+    let copied = COPIED.get_or_init(|| {
+        let to = watchdog::watchdog().dir().join("programs");
+        std::fs::create_dir(&to).expect("a directory for the programs");
+        let from = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/programs");
+        for entry in std::fs::read_dir(from).expect("tests/programs").flatten() {
+            let copy = to.join(entry.file_name());
+            std::fs::copy(entry.path(), &copy).expect("copied");
+            let mode = entry.metadata().expect("metadata").permissions().mode();
+            std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(mode | ((mode & 0o500) >> 6) | ((mode & 0o500) >> 3)))
+                .expect("open to all");
+        }
+        to
+    });
+    copied.clone()
+}

@@ -46,5 +46,7 @@ mod python;
 mod results;
 #[path = "integration/retry.rs"]
 mod retry;
+#[path = "integration/sandbox.rs"]
+mod sandbox;
 #[path = "integration/sweeper.rs"]
 mod sweeper;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
+use windlass::execute::native::sandbox::Confinement;
 use windlass::execute::native::{Program, Supervisor};
 use windlass::task::Limits;
 
@@ -25,6 +26,7 @@ fn program(name: String, cpus: f64, argv: &[&str]) -> Program {
         argv: argv.iter().map(|a| (*a).to_owned()).collect(),
         env: vec![("PATH".to_owned(), "/usr/bin:/bin".to_owned())],
         cwd: "/".to_owned(),
+        sandbox: Confinement::none(),
         lease: None,
     }
 }

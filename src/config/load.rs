@@ -64,7 +64,8 @@ pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>
         merge.file(&given, &shown);
     }
     merge.environment(env);
-    merge.finish()
+    let config = merge.finish()?;
+    Ok(Config { source: file.map(Path::to_path_buf), ..config })
 }
 
 struct Merge {
@@ -86,12 +87,12 @@ impl Merge {
                 continue;
             };
             for (key, value) in keys {
-                // An empty table is set as a whole, so that the class is there at all.
-                if let (true, Value::Table(class)) = (section == "classes", value)
-                    && !class.is_empty()
+                // An empty table is set as a whole, so that the class or tenant is there at all.
+                if let (true, Value::Table(named)) = (section == "classes" || section == "tenants", value)
+                    && !named.is_empty()
                 {
-                    for (class_key, value) in class {
-                        self.key(&[section, key, class_key], value, origin);
+                    for (named_key, value) in named {
+                        self.key(&[section, key, named_key], value, origin);
                     }
                 } else {
                     self.key(&[section, key], value, origin);

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::path::Component;
 
 use super::{Class, Config};
+use crate::execute::native::sandbox::UID_RANGE;
 use crate::task::assignment::Runtime;
 use crate::task::id::is_token;
 use crate::task::{ByteSize, ClassName};
@@ -30,6 +31,7 @@ pub(super) fn check(config: &Config) -> Vec<Mistake> {
     checks.logs(config);
     checks.streams(config);
     checks.rest(config);
+    checks.sandbox(config);
     if config.classes.is_empty() {
         checks.add("classes", "is empty: a worker serves at least one class; add a table such as [classes.cpu_short]");
     }
@@ -162,6 +164,24 @@ impl Checks {
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log.level) {
             let rule = format!("{error}; write a level (error, warn, info, debug, trace) or per module info,windlass::bus=debug");
             self.require(false, "log.level", format!("{:?}", config.log.level), rule);
+        }
+    }
+
+    fn sandbox(&mut self, config: &Config) {
+        let c = &config.sandbox;
+        for (key, paths) in [("sandbox.read_paths", &c.read_paths), ("sandbox.write_paths", &c.write_paths)] {
+            for path in paths {
+                self.require(path.is_absolute(), key, path.display(), "give absolute paths such as /usr");
+            }
+        }
+        let most = u32::MAX - UID_RANGE;
+        self.range("sandbox.uid_base", c.uid_base, 1, most, "1879048192 begins a range that no system uses");
+        for (name, tenant) in &config.tenants {
+            for (key, id) in [("uid", tenant.uid), ("gid", tenant.gid)] {
+                let rule = "0 is root, and the last number stands for none; give the tenant an id of its own";
+                let good = id.is_none_or(|id| id != 0 && id != u32::MAX);
+                self.require(good, &format!("tenants.{name}.{key}"), id.unwrap_or_default(), rule);
+            }
         }
     }
 

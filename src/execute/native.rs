@@ -23,11 +23,13 @@ use crate::task::limits::Limits;
 
 pub mod cgroup;
 mod link;
+pub mod sandbox;
 mod verdict;
 
 pub use verdict::{explain_refusal, reason_of_exit};
 
 use link::{Answers, Link};
+use sandbox::{Confinement, Report, Wish};
 
 /// Why there is no supervisor.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +85,8 @@ pub struct Program {
     pub env: Vec<(String, String)>,
     /// Working directory, absolute.
     pub cwd: String,
+    /// How it is confined.
+    pub sandbox: Confinement,
     /// The supervisor kills the tree when it is not renewed within this time. `None`: no lease.
     pub lease: Option<Duration>,
 }
@@ -96,6 +100,8 @@ pub struct Capabilities {
     pub description: String,
     /// Leftovers of dead instances that were found, and whether they are gone.
     pub swept: Vec<(String, bool)>,
+    /// What each profile of the sandbox can have.
+    pub sandbox: Report,
 }
 
 /// Handle of the supervisor process. When the last clone and the last [`Process`] are dropped, the supervisor
@@ -108,7 +114,7 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Starts `exe supervisor …` and waits until it is ready. `instance` names the directory of this instance's
-    /// cgroups and must be unlike that of any other.
+    /// cgroups and must be unlike that of any other. Only tasks without a sandbox can run.
     ///
     /// # Errors
     /// See [`StartError`]; `Unfit` is for the operator.
@@ -116,8 +122,19 @@ impl Supervisor {
     /// # Panics
     /// Outside a tokio runtime with I/O enabled.
     pub async fn start(exe: &Path, cgroup: &config::Cgroup, instance: &str) -> Result<Self, StartError> {
+        Self::start_with(exe, cgroup, instance, None).await
+    }
+
+    /// Likewise, with the sandboxes that `wish` describes.
+    ///
+    /// # Errors
+    /// As [`Supervisor::start`]. A profile that cannot be had is no error here: [`Capabilities`] say so, and spawns are refused.
+    ///
+    /// # Panics
+    /// As [`Supervisor::start`].
+    pub async fn start_with(exe: &Path, cgroup: &config::Cgroup, instance: &str, wish: Option<Wish>) -> Result<Self, StartError> {
         let (link, capabilities) =
-            tokio::time::timeout(READY_WITHIN, link::start(exe, cgroup, instance)).await.map_err(|_| StartError::Silent)??;
+            tokio::time::timeout(READY_WITHIN, link::start(exe, cgroup, instance, wish)).await.map_err(|_| StartError::Silent)??;
         Ok(Self { link, capabilities: Arc::new(capabilities) })
     }
 
@@ -137,10 +154,10 @@ impl Supervisor {
         let Answers { id, started, exited } = self.link.register().ok_or(SpawnFailure::SupervisorLost)?;
         // From here on the guard kills what was started, should this future be dropped.
         let mut process = Process { pid: 0, id, link: self.link.clone(), exited: Some(exited) };
-        let Program { cgroup, limits, argv, env, cwd, lease } = program;
+        let Program { cgroup, limits, argv, env, cwd, sandbox, lease } = program;
         let name = argv.first().cloned().unwrap_or_default();
         let lease_ms = lease.map(millis);
-        let request = Request::Spawn(Box::new(SpawnRequest { id, cgroup, limits, argv, env, cwd, lease_ms }));
+        let request = Request::Spawn(Box::new(SpawnRequest { id, cgroup, limits, argv, env, cwd, sandbox, lease_ms }));
         if let Err(e) = self.link.send(&request, vec![stdin, stdout, stderr]) {
             process.exited = None;
             self.link.forget(id);

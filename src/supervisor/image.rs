@@ -79,7 +79,19 @@ impl Program {
             (Step::Exec, Some(libc::ELOOP | libc::ETXTBSY | libc::EPERM | libc::EISDIR | libc::ELIBBAD | libc::EINVAL)) => {
                 self.not_executable(error)
             }
-            (Step::Exec | Step::Session | Step::Guard | Step::Stdio | Step::Privileges, _) => self.other(step.name(), error),
+            (
+                Step::Exec
+                | Step::Session
+                | Step::Guard
+                | Step::Stdio
+                | Step::Privileges
+                | Step::Namespaces
+                | Step::Mounts
+                | Step::User
+                | Step::Landlock
+                | Step::Seccomp,
+                _,
+            ) => self.other(step.name(), error),
         }
     }
 

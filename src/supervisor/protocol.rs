@@ -7,6 +7,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::execute::native::sandbox::{Confinement, Report};
+use crate::task::Profile;
 use crate::task::limits::{Limits, Usage};
 
 /// Largest frame sent in the packet itself; the socket's buffer holds it on every default kernel.
@@ -48,6 +50,8 @@ pub struct SpawnRequest {
     pub env: Vec<(String, String)>,
     /// Working directory, absolute.
     pub cwd: String,
+    /// How it is confined.
+    pub sandbox: Confinement,
     /// The task is killed when it is not renewed within this many milliseconds; absent: no lease.
     pub lease_ms: Option<u64>,
 }
@@ -65,6 +69,8 @@ pub enum Reply {
         directories: Vec<PathBuf>,
         /// Instances of dead workers that were found, and whether nothing is left of them.
         swept: Vec<(String, bool)>,
+        /// What each profile of the sandbox can have here.
+        sandbox: Report,
     },
     /// The supervisor cannot work here and ends; says what to grant.
     Unfit {
@@ -112,6 +118,14 @@ pub enum SpawnError {
         path: String,
         /// The kernel's answer.
         error: String,
+    },
+    /// The profile of its class cannot be had here.
+    #[error("sandbox profile {profile} cannot be had here: missing {missing}")]
+    Sandbox {
+        /// Of its class.
+        profile: Profile,
+        /// What is missing and what to do.
+        missing: String,
     },
     /// The program does not exist (as given, or in `PATH`).
     #[error("program {program:?} not found{}", searched.as_ref().map(|p| format!(" in PATH={p}")).unwrap_or_default())]

@@ -13,11 +13,13 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 
 use super::channel::{self, Outgoing};
 use super::image::{self, Program};
+use super::jail::{Cell, Jail};
 use super::life::{Event, Life, Step};
 use super::protocol::{ExitReport, Reply, Request, SpawnError, SpawnRequest};
 use super::sys::{self, Origin, Reaped};
 use super::tree::{self, Tree};
 use crate::execute::native::cgroup::{Entrance, Site};
+use crate::execute::native::sandbox::User;
 
 /// Requests taken in one turn, so that a burst of them does not keep the dead waiting.
 const REQUESTS_PER_TURN: usize = 32;
@@ -32,10 +34,22 @@ struct Task {
     cgroup: String,
     /// Pipe of a child that has not come to exec.
     report: Option<OwnedFd>,
+    /// Where the init of a process namespace tells how the program ended; `None` once it has, and without one.
+    status: Option<OwnedFd>,
+    /// Its own process is an init, which is no part of what the task left behind.
+    has_init: bool,
     /// The child said that it cannot.
     failed: Option<SpawnError>,
     /// Of the leader.
     reaped: Option<Reaped>,
+}
+
+impl Task {
+    /// Its processes, without the init that is ours.
+    fn alive(&self, site: &Site) -> u64 {
+        let own_init = self.has_init && self.reaped.is_none();
+        self.tree.pids(site).into_iter().filter(|pid| !(own_init && *pid == self.pid)).count() as u64
+    }
 }
 
 /// The supervisor at work.
@@ -43,6 +57,7 @@ pub(super) struct Server {
     socket: OwnedFd,
     signals: OwnedFd,
     site: Site,
+    jail: Jail,
     tasks: BTreeMap<u64, Task>,
     by_pid: HashMap<u32, u64>,
     replies: VecDeque<Outgoing>,
@@ -54,11 +69,11 @@ pub(super) struct Server {
 }
 
 impl Server {
-    pub(super) fn new(socket: OwnedFd, signals: OwnedFd, site: Site) -> Self {
+    pub(super) fn new(socket: OwnedFd, signals: OwnedFd, site: Site, jail: Jail) -> Self {
         let has_cgroups = !site.directories().is_empty();
         let origin = Origin::take();
         let (tasks, by_pid, replies, buffer) = (BTreeMap::new(), HashMap::new(), VecDeque::new(), channel::packet_buffer());
-        Self { socket, signals, site, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin }
+        Self { socket, signals, site, jail, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin }
     }
 
     /// Serves until the worker is gone; then kills and removes everything.
@@ -92,6 +107,7 @@ impl Server {
         // The dead first: their slots are what the next requests may be about.
         self.reap_all();
         self.reports();
+        self.endings();
         let alive = self.requests();
         self.clocks();
         Ok(alive && self.flush())
@@ -104,7 +120,8 @@ impl Server {
             let out = if self.replies.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
             fds.push(PollFd::new(&self.socket, PollFlags::IN | out));
         }
-        fds.extend(self.tasks.values().filter_map(|t| t.report.as_ref()).map(|r| PollFd::new(r, PollFlags::IN)));
+        let pipes = self.tasks.values().flat_map(|t| [t.report.as_ref(), t.status.as_ref()]).flatten();
+        fds.extend(pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)));
         let deadline = self.tasks.values().filter_map(|t| t.life.deadline()).min();
         let timeout = deadline.map(|at| {
             let left = at.saturating_duration_since(Instant::now());
@@ -125,10 +142,13 @@ impl Server {
                 continue;
             };
             self.report(id);
-            if let Some(task) = self.tasks.get_mut(&id) {
-                task.reaped = Some(reaped);
-            }
-            self.advance(id, Event::Ended(reaped.status), Instant::now());
+            self.ending(id);
+            let Some(task) = self.tasks.get_mut(&id) else { continue };
+            task.reaped = Some(reaped);
+            task.status = None;
+            // An init that has told of its program's end is only gone now; one that was killed took the program with it.
+            let event = if task.life.is_leaderless() { Event::Tick } else { Event::Ended(reaped.status) };
+            self.advance(id, event, Instant::now());
         }
         if reaped_orphans {
             // Orphans tell nothing of their task; a tree that is waited for may be empty now.
@@ -144,6 +164,23 @@ impl Server {
         for id in starting {
             self.report(id);
         }
+    }
+
+    fn endings(&mut self) {
+        for id in self.tasks.iter().filter(|(_, t)| t.status.is_some()).map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.ending(id);
+        }
+    }
+
+    /// Hears whether the program of an isolated task has ended.
+    fn ending(&mut self, id: u64) {
+        let status = self.tasks.get(&id).and_then(|task| task.status.as_ref());
+        let Some(ended) = status.and_then(sys::ending) else { return };
+        self.report(id);
+        if let Some(task) = self.tasks.get_mut(&id) {
+            task.status = None;
+        }
+        self.advance(id, Event::Ended(ended), Instant::now());
     }
 
     /// Hears what a child that was cloned has to say.
@@ -206,12 +243,16 @@ impl Server {
             request.env.push((tree::MARK.to_owned(), request.cgroup.clone()));
         }
         let (program, image) = image::prepare(&request)?;
+        let cell = self.jail.cell(&request.sandbox, &request.limits)?;
+        if let Some(user) = cell.user {
+            give(&stdio, user);
+        }
         let mut group = self.site.create(&request.cgroup, request.limits.io.is_some() && request.limits.enforced)?;
         let started = self
             .site
             .limit(&group, &request.limits, Path::new(&request.cwd))
-            .and_then(|()| self.start(&group, &image, &stdio, &program, &request.cgroup));
-        let (pid, report) = match started {
+            .and_then(|()| self.start(&group, &image, &stdio, &program, &request.cgroup, &cell));
+        let sys::Started { pid, report, status } = match started {
             Ok(started) => started,
             Err(error) => {
                 // Nobody was ever in there: it goes at once.
@@ -221,7 +262,18 @@ impl Server {
         };
         let life = Life::new(request.lease_ms.map(Duration::from_millis), Instant::now());
         let tree = if self.has_cgroups { Tree::Cgroup(group) } else { Tree::Walk { leader: pid, mark: request.cgroup.clone() } };
-        let task = Task { life, tree, pid, program, cgroup: request.cgroup, report: Some(report), failed: None, reaped: None };
+        let task = Task {
+            life,
+            tree,
+            pid,
+            program,
+            cgroup: request.cgroup,
+            report: Some(report),
+            has_init: status.is_some(),
+            status,
+            failed: None,
+            reaped: None,
+        };
         self.by_pid.insert(pid, request.id);
         self.tasks.insert(request.id, task);
         Ok(())
@@ -234,10 +286,11 @@ impl Server {
         stdio: &[OwnedFd; 3],
         program: &Program,
         cgroup: &str,
-    ) -> Result<(u32, OwnedFd), SpawnError> {
+        cell: &Cell,
+    ) -> Result<sys::Started, SpawnError> {
         loop {
             let entrance: Entrance = self.site.entrance(group, self.clone_into)?;
-            match sys::start(image, stdio, &entrance, self.origin) {
+            match sys::start(image, stdio, &entrance, self.origin, cell) {
                 Ok(started) => return Ok(started),
                 // clone3 unknown (kernel < 5.3), forbidden by a container's seccomp filter, or without cgroup argument (< 5.7).
                 Err(e)
@@ -281,7 +334,7 @@ impl Server {
                         return;
                     }
                     None => {
-                        let alive = task.tree.pids(&self.site).len() as u64;
+                        let alive = task.alive(&self.site);
                         step = task.life.on(Event::Left(alive), Instant::now());
                     }
                 },
@@ -317,6 +370,18 @@ impl Server {
             }
         }
         true
+    }
+}
+
+/// Pipes to the task's user: else `/dev/stdout` could not be opened. Nothing but pipes; `/dev/null` is everybody's.
+fn give(stdio: &[OwnedFd; 3], user: User) {
+    let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(user.gid));
+    for fd in stdio {
+        let is_pipe = rustix::fs::fstat(fd).is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo);
+        if is_pipe {
+            // Without it the task still has the descriptor itself.
+            let _ = rustix::fs::fchown(fd, Some(uid), Some(gid));
+        }
     }
 }
 

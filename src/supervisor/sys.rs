@@ -9,6 +9,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use super::jail::{Cell, child as confine};
 use super::protocol::ExitStatus;
 use crate::execute::native::cgroup::Entrance;
 
@@ -42,10 +43,28 @@ pub(super) enum Step {
     Privileges,
     Directory,
     Exec,
+    Namespaces,
+    Mounts,
+    User,
+    Landlock,
+    Seccomp,
 }
 
 impl Step {
-    const ALL: [Self; 7] = [Self::Cgroup, Self::Session, Self::Guard, Self::Stdio, Self::Privileges, Self::Directory, Self::Exec];
+    const ALL: [Self; 12] = [
+        Self::Cgroup,
+        Self::Session,
+        Self::Guard,
+        Self::Stdio,
+        Self::Privileges,
+        Self::Directory,
+        Self::Exec,
+        Self::Namespaces,
+        Self::Mounts,
+        Self::User,
+        Self::Landlock,
+        Self::Seccomp,
+    ];
 
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -56,6 +75,11 @@ impl Step {
             Self::Privileges => "prctl(PR_SET_NO_NEW_PRIVS)",
             Self::Directory => "chdir",
             Self::Exec => "execve",
+            Self::Namespaces => "namespaces",
+            Self::Mounts => "mounts",
+            Self::User => "change of user",
+            Self::Landlock => "landlock",
+            Self::Seccomp => "seccomp",
         }
     }
 }
@@ -101,21 +125,41 @@ impl Origin {
     }
 }
 
-/// Starts `image` with `stdio` in the cgroup of `entrance`. Returns the pid and the end of a pipe that is closed by
-/// a successful exec and otherwise tells the failure (see [`failure`]).
-pub(super) fn start(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, origin: Origin) -> io::Result<(u32, OwnedFd)> {
-    let (report_read, report_write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK)?;
-    let pid = clone(entrance.clone_into)?;
+/// A child that was cloned.
+#[derive(Debug)]
+pub(super) struct Started {
+    /// Its process id.
+    pub pid: u32,
+    /// End of a pipe that is closed by a successful exec and otherwise tells the failure (see [`failure`]).
+    pub report: OwnedFd,
+    /// Where a process namespace's init tells how the program ended (see [`ending`]).
+    pub status: Option<OwnedFd>,
+}
+
+/// Starts `image` with `stdio` in the cgroup of `entrance`, confined to `cell`.
+pub(super) fn start(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, origin: Origin, cell: &Cell) -> io::Result<Started> {
+    let pipe = || rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC | rustix::pipe::PipeFlags::NONBLOCK);
+    let (report_read, report_write) = pipe()?;
+    let status = if cell.isolated { Some(pipe()?) } else { None };
+    let pid = clone(entrance.clone_into, cell.flags)?;
     if pid == 0 {
-        let (step, errno) = child(image, stdio, entrance, origin);
+        let status_write = status.as_ref().map(|(_, write)| write.as_raw_fd());
+        let (step, errno) = child(image, stdio, entrance, origin, cell, status_write);
         let code = Step::ALL.iter().position(|s| *s == step).unwrap_or(0) as u8;
         let mut message = [code, 0, 0, 0, 0];
         message[1..].copy_from_slice(&errno.to_ne_bytes());
         let _ = rustix::io::write(&report_write, &message);
-        exit_now();
+        exit_now(127);
     }
     let pid = u32::try_from(pid).map_err(io::Error::other)?;
-    Ok((pid, report_read))
+    Ok(Started { pid, report: report_read, status: status.map(|(read, _)| read) })
+}
+
+/// How the program of an isolated task ended; `None` while it runs, and when its init was killed before it could tell.
+pub(super) fn ending(status: &OwnedFd) -> Option<ExitStatus> {
+    let mut message = [0u8; 4];
+    let read = rustix::io::read(status, &mut message).ok()?;
+    (read == message.len()).then(|| exit_status(i32::from_ne_bytes(message)))
 }
 
 /// What the child said: `WouldBlock` while it has not come to exec, `None` once it has, else where it failed.
@@ -131,45 +175,77 @@ pub(super) fn failure(report: &OwnedFd) -> io::Result<Option<(Step, io::Error)>>
 }
 
 #[expect(unsafe_code, reason = "clone3 has no wrapper anywhere")]
-fn clone(into: Option<RawFd>) -> io::Result<i64> {
-    let mut args = CloneArgs { exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
+fn clone(into: Option<RawFd>, namespaces: u64) -> io::Result<i64> {
+    let mut args = CloneArgs { flags: namespaces, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
     if let Some(directory) = into {
-        args.flags = CLONE_INTO_CGROUP;
+        args.flags |= CLONE_INTO_CGROUP;
         args.cgroup = directory as u64;
     }
     // SAFETY: like fork(): no CLONE_VM, no stack, so parent and child go on with their own copy of everything.
     // The arguments outlive the call. No other thread exists whose locks the child could inherit.
     let pid = unsafe {
-        if into.is_some() { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>()) } else { i64::from(libc::fork()) }
+        if into.is_some() {
+            libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>())
+        } else {
+            libc::syscall(libc::SYS_clone, namespaces | libc::SIGCHLD as u64, 0usize, 0usize, 0usize, 0usize)
+        }
     };
     if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
 }
 
+fn child(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, origin: Origin, cell: &Cell, status: Option<RawFd>) -> (Step, i32) {
+    let steps = || {
+        attach(stdio, entrance, origin, cell)?;
+        confine_first(cell, status)?;
+        change_directory(image)?;
+        if cell.confined {
+            confine::seal(cell)?;
+        }
+        Ok(())
+    };
+    match steps() {
+        Ok(()) => exec(image),
+        Err(failed) => failed,
+    }
+}
+
+/// Into its cgroup, session and namespaces, with its descriptors and the signals of a fresh process.
 #[expect(unsafe_code, reason = "the child does nothing but system calls")]
-fn child(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, Origin { pid: parent, open_files: limits }: Origin) -> (Step, i32) {
-    // SAFETY: every pointer is into `image`, which lives in this process's copy of the memory and is NUL or null
-    // terminated; every descriptor is open; nothing here is shared with the parent.
+fn attach(stdio: &[OwnedFd; 3], entrance: &Entrance, origin: Origin, cell: &Cell) -> Result<(), (Step, i32)> {
+    let Origin { pid: parent, open_files: limits } = origin;
+    let isolated = cell.flags & libc::CLONE_NEWPID as u64 != 0;
+    // SAFETY: every pointer is into memory of this process's own copy; every descriptor is open; nothing here is shared
+    // with the parent.
     unsafe {
         for tasks in &entrance.tasks {
             // The thread itself, through `tasks`: the kernel skips the lock whose wait costs 9 ms elsewhere.
             if libc::write(tasks.as_raw_fd(), b"0".as_ptr().cast(), 1) != 1 {
-                return (Step::Cgroup, last_errno());
+                return Err((Step::Cgroup, last_errno()));
             }
         }
         if libc::setsid() < 0 {
-            return (Step::Session, last_errno());
+            return Err((Step::Session, last_errno()));
         }
         // Should the supervisor be killed, the leader goes at once; the worker's sweep takes the rest.
         if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) < 0 {
-            return (Step::Guard, last_errno());
+            return Err((Step::Guard, last_errno()));
         }
-        if libc::getppid() != parent {
-            return (Step::Guard, libc::ESRCH);
+        // A parent outside one's own process namespace has no number to compare.
+        if !isolated && libc::getppid() != parent {
+            return Err((Step::Guard, libc::ESRCH));
+        }
+        if let Some(host) = cell.host
+            && libc::setns(host, libc::CLONE_NEWNS) < 0
+        {
+            return Err((Step::Mounts, last_errno()));
+        }
+        if cell.confined {
+            confine::enter(cell)?;
         }
         for (number, descriptor) in stdio.iter().enumerate() {
             // Never the same number: received descriptors are above 2, because 0, 1 and 2 are open here.
             if libc::dup2(descriptor.as_raw_fd(), number as i32) < 0 {
-                return (Step::Stdio, last_errno());
+                return Err((Step::Stdio, last_errno()));
             }
         }
         // All are close-on-exec anyway. Kernels before 5.11 do not know the call.
@@ -181,14 +257,63 @@ fn child(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, Origin { pid:
         libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
         let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
         libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core);
-        if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0 {
-            return (Step::Privileges, last_errno());
-        }
-        if libc::chdir(image.directory.as_ptr()) < 0 {
-            return (Step::Directory, last_errno());
-        }
-        exec(image)
+        Ok(())
     }
+}
+
+/// Without rights from here on; in a process namespace the caller of this goes on as the second process.
+#[expect(unsafe_code, reason = "fork and prctl")]
+fn confine_first(cell: &Cell, status: Option<RawFd>) -> Result<(), (Step, i32)> {
+    // SAFETY: plain values; the fork is that of a process with one thread.
+    unsafe {
+        if !cell.confined {
+            return match libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) {
+                0 => Ok(()),
+                _ => Err((Step::Privileges, last_errno())),
+            };
+        }
+        confine::renounce(cell)?;
+        let Some(status) = status else { return Ok(()) };
+        // A change of user resets it to the system's setting: the init's memory is a copy of the supervisor's.
+        libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0);
+        match libc::syscall(libc::SYS_clone, libc::SIGCHLD as u64, 0usize, 0usize, 0usize, 0usize) {
+            0 => {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if libc::setsid() < 0 { Err((Step::Session, last_errno())) } else { Ok(()) }
+            }
+            program if program > 0 => init(program, status),
+            _ => Err((Step::Namespaces, last_errno())),
+        }
+    }
+}
+
+/// First process of a process namespace: reaps everybody, tells how the program ended, goes when nobody is left.
+///
+/// It has no handlers, so the kernel lets no signal from inside through, and of those from outside only SIGKILL: what asks
+/// the task to end reaches the program itself.
+#[expect(unsafe_code, reason = "wait and write without allocation")]
+fn init(program: i64, status: RawFd) -> ! {
+    // SAFETY: plain values and a local variable.
+    unsafe {
+        // Nothing of the task's may be held open here: readers wait for the end of its output.
+        libc::dup2(status, 0);
+        libc::syscall(libc::SYS_close_range, 1u32, u32::MAX, 0);
+        loop {
+            let mut ended = 0;
+            let pid = libc::wait4(-1, &raw mut ended, 0, ptr::null_mut());
+            if i64::from(pid) == program {
+                libc::write(0, (&raw const ended).cast(), size_of::<libc::c_int>());
+            } else if pid < 0 && last_errno() != libc::EINTR {
+                exit_now(0);
+            }
+        }
+    }
+}
+
+#[expect(unsafe_code, reason = "chdir without allocation")]
+fn change_directory(image: &Image) -> Result<(), (Step, i32)> {
+    // SAFETY: the path ends with NUL.
+    if unsafe { libc::chdir(image.directory.as_ptr()) } < 0 { Err((Step::Directory, last_errno())) } else { Ok(()) }
 }
 
 /// As `execvpe` does: goes on where a file is missing, remembers a forbidden one, stops at everything else.
@@ -208,12 +333,12 @@ fn exec(image: &Image) -> (Step, i32) {
 }
 
 #[expect(unsafe_code, reason = "_exit: the parent's exit handlers are not the child's to run")]
-fn exit_now() -> ! {
+fn exit_now(code: i32) -> ! {
     // SAFETY: always sound.
-    unsafe { libc::_exit(127) }
+    unsafe { libc::_exit(code) }
 }
 
-fn last_errno() -> i32 {
+pub(super) fn last_errno() -> i32 {
     io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO)
 }
 
@@ -282,9 +407,12 @@ pub(super) fn reap() -> Option<Reaped> {
     // SAFETY: both pointers are valid for writes, and all zeroes is a valid rusage.
     let (pid, usage) = unsafe { (libc::wait4(-1, &raw mut status, libc::WNOHANG, usage.as_mut_ptr()), usage.assume_init()) };
     let pid = u32::try_from(pid).ok().filter(|pid| *pid > 0)?;
-    let status =
-        if libc::WIFSIGNALED(status) { ExitStatus::Signal(libc::WTERMSIG(status)) } else { ExitStatus::Code(libc::WEXITSTATUS(status)) };
+    let status = exit_status(status);
     let us = |t: libc::timeval| u64::try_from(t.tv_sec).unwrap_or(0) * 1_000_000 + u64::try_from(t.tv_usec).unwrap_or(0);
     let memory_bytes = u64::try_from(usage.ru_maxrss).unwrap_or(0) * 1024;
     Some(Reaped { pid, status, cpu_us: (us(usage.ru_utime), us(usage.ru_stime)), memory_bytes })
+}
+
+fn exit_status(status: libc::c_int) -> ExitStatus {
+    if libc::WIFSIGNALED(status) { ExitStatus::Signal(libc::WTERMSIG(status)) } else { ExitStatus::Code(libc::WEXITSTATUS(status)) }
 }

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::limits::{Limits, Usage};
 use super::stage::StageEntry;
-use super::{ClassName, Outcome, Reason, TaskId, Tenant, Time, WorkerId};
+use super::{ClassName, Outcome, Profile, Reason, TaskId, Tenant, Time, WorkerId};
 
 /// What happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
@@ -200,6 +200,12 @@ pub struct RunInfo {
     /// Devices.
     #[serde(default)]
     pub gpus: Vec<String>,
+    /// Sandbox of a native task.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sandbox: Option<Profile>,
+    /// Parts of that sandbox that its worker could not give and was allowed to do without.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sandbox_missing: Vec<String>,
     /// Limits in force; null when the task ended before it was planned.
     pub limits: Option<Limits>,
     /// From queue to claim, milliseconds.

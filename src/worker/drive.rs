@@ -42,7 +42,7 @@ impl Claimed<'_> {
         }
         let delivery = self.lease.delivery();
         let validating = Stage::Validating.entered();
-        let run = story::run_info(self.task, delivery, &self.plan.limits);
+        let run = story::run_info(self.task, delivery, self.plan, &self.shared.supervisor.capabilities().sandbox);
         let append = writer.append(|link| Event {
             run: Some(run.clone()),
             assignment: story::carried(delivery),

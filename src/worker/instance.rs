@@ -4,8 +4,9 @@
 //! birth or burial, at which a crash leaves a directory that nobody can tell for dead. An instance whose lock is free is
 //! dead: its terminal events are sent if the chain still wants them, then everything of it is removed.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, Permissions, TryLockError};
 use std::io::ErrorKind;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,7 +68,11 @@ impl Instance {
         let host = host_name();
         let worker_id = worker_id(&config.id, &host)?;
         let state_dir = config.state_dir.clone();
-        std::fs::create_dir_all(&state_dir).map_err(|error| InstanceError::Dir { path: state_dir.clone(), error })?;
+        std::fs::create_dir_all(&state_dir)
+            .and_then(|()| make_passable(&state_dir))
+            .map_err(|error| InstanceError::Dir { path: state_dir.clone(), error })?;
+        // Tasks see it under this name only, whatever links lead here.
+        let state_dir = state_dir.canonicalize().map_err(|error| InstanceError::Dir { path: state_dir.clone(), error })?;
         loop {
             let instance = uuid::Uuid::now_v7().simple().to_string();
             let dir = state_dir.join(&instance);
@@ -137,14 +142,26 @@ impl Drop for Instance {
     }
 }
 
+/// Root's tasks are users of their own: they must get through to their directories. Nobody need read its names.
+fn make_passable(state_dir: &Path) -> std::io::Result<()> {
+    let mode = std::fs::metadata(state_dir)?.permissions().mode();
+    if mode & 0o011 == 0o011 || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    std::fs::set_permissions(state_dir, Permissions::from_mode(mode | 0o011))
+}
+
 /// Makes an instance's directory and locks it.
 fn make_locked(dir: &Path) -> std::io::Result<File> {
     std::fs::create_dir(dir)?;
     let lock = File::open(dir)?;
     lock.try_lock()?;
-    for part in ["work", "spool", "commit"] {
+    // Tasks run as users of their own and must get through to their directories, and see nothing else on the way.
+    for (part, mode) in [("work", 0o711), ("spool", 0o700), ("commit", 0o700)] {
         std::fs::create_dir(dir.join(part))?;
+        std::fs::set_permissions(dir.join(part), Permissions::from_mode(mode))?;
     }
+    std::fs::set_permissions(dir, Permissions::from_mode(0o711))?;
     Ok(lock)
 }
 

@@ -12,6 +12,7 @@ use super::account::{Account, Stopped, judge};
 use super::progress::ProgressFile;
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
+use crate::execute::native::sandbox::{Confinement, User};
 use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
 use crate::plan::Plan;
@@ -20,7 +21,7 @@ use crate::report::{LocalLogs, Recorder, RecorderConfig};
 use crate::supervisor::protocol::ExitReport;
 use crate::task::event::{Event, EventKind, Progress, RunInfo};
 use crate::task::stage::{Stage, StageEntry};
-use crate::task::{Reason, Time};
+use crate::task::{Profile, Reason, Time};
 
 /// Longest wait for output that a process outside the task's tree still holds open.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -99,11 +100,18 @@ impl Run<'_> {
         format!("{}.{}.{}", self.task.tenant, self.task.task_id, self.story.attempt())
     }
 
+    /// Who it runs as: a user of its tenant, where there are such.
+    fn user(&self) -> Option<User> {
+        let config = &self.shared.config;
+        let separate = self.plan.sandbox != Profile::None && self.shared.supervisor.capabilities().sandbox.separate_users;
+        separate.then(|| User::of_tenant(&self.task.tenant, config.tenants.get(&self.task.tenant), config.sandbox.uid_base))
+    }
+
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
     pub async fn go(mut self, writer: &mut ChainWriter) -> Ended {
         self.stages.push(Stage::Loading.entered());
         let instance = &self.shared.instance;
-        let workspace = match Workspace::create(&instance.work(), &self.name(), &instance.leavings) {
+        let workspace = match Workspace::create(&instance.work(), &self.name(), self.user(), &instance.leavings) {
             Ok(workspace) => workspace,
             Err(error) => {
                 let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
@@ -121,6 +129,7 @@ impl Run<'_> {
             attempt: self.story.attempt(),
             fence: self.fence,
             path: &self.shared.config.worker.path,
+            private_tmp: self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox).is_some_and(|f| f.private_tmp),
             traceparent: self.traceparent,
         };
         let launch = match prepare::launch(self.plan, workspace, &facts) {
@@ -165,6 +174,7 @@ impl Run<'_> {
             argv: launch.argv,
             env: launch.env,
             cwd: launch.cwd,
+            sandbox: Confinement { profile: self.plan.sandbox, user: self.user(), root: workspace.root().to_string_lossy().into_owned() },
             lease: self.shared.leased().then_some(lease),
         };
         let stdio: [OwnedFd; 3] = [launch.stdin, out_write.into(), err_write.into()];

@@ -6,9 +6,11 @@ use serde_json::Value;
 use crate::bus::chain::Link;
 use crate::bus::delivery::Delivery;
 use crate::claim::Attempt;
+use crate::execute::native::sandbox::{Finding, Report};
 use crate::intake::Task;
+use crate::plan::Plan;
 use crate::task::event::{Event, EventKind, RawAssignment, RunInfo, Status, TaskInfo, WorkerInfo};
-use crate::task::{Limits, Reason, TaskId, Tenant, Time};
+use crate::task::{Reason, TaskId, Tenant, Time};
 use crate::wire::{Encoding, sha256_hex};
 
 /// Largest assignment that `task_started` carries, bytes.
@@ -151,7 +153,7 @@ impl Story {
 
 /// What an attempt's `run` says at its start.
 #[must_use]
-pub fn run_info(task: &Task, delivery: &Delivery, limits: &Limits) -> RunInfo {
+pub fn run_info(task: &Task, delivery: &Delivery, plan: &Plan, sandbox: &Report) -> RunInfo {
     let queued = Time::now().after(delivery.submitted_at);
     RunInfo {
         runtime: task.assignment.execution.runtime,
@@ -160,7 +162,9 @@ pub fn run_info(task: &Task, delivery: &Delivery, limits: &Limits) -> RunInfo {
         container_id: None,
         pid: None,
         gpus: vec![],
-        limits: Some(limits.clone()),
+        sandbox: Some(plan.sandbox),
+        sandbox_missing: sandbox.of(plan.sandbox).map(Finding::without).unwrap_or_default(),
+        limits: Some(plan.limits.clone()),
         queued_ms: u64::try_from(queued.as_millis()).unwrap_or(u64::MAX),
         prepare_ms: None,
         started_at: None,

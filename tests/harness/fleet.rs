@@ -1,6 +1,7 @@
 //! One test's world: a prefix with its streams, workers, an orchestrator, and the inspection at the end.
 
 use std::ops::Deref;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
@@ -17,8 +18,10 @@ pub struct Fleet {
     bus: Orchestrator,
     /// The server.
     pub server: Arc<Server>,
-    /// The test's directory.
+    /// The test's directory, which its tasks may write: gates, markers, counts.
     pub dir: PathBuf,
+    /// The directory around it, with what tasks must not reach: states and logs of the workers.
+    root: PathBuf,
     settings: Vec<(String, String)>,
     workers: Mutex<Vec<Arc<Worker>>>,
     finished: bool,
@@ -52,8 +55,12 @@ impl Fleet {
     pub async fn on(server: Arc<Server>, settings: &[(&str, &str)]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("w{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let dir = watchdog().dir().join(&prefix);
+        let root = watchdog().dir().join(&prefix);
+        let dir = root.join("open");
         std::fs::create_dir_all(&dir).expect("the test's directory");
+        // Tasks are users of their own when the tests run as root.
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).expect("open to all");
+        let programs = super::programs();
         // Given first, so that a test can override them. Memory and CPUs are overcommitted: tests reserve more than they use.
         let level = std::env::var("WINDLASS_TEST_LOG").unwrap_or_else(|_| "info".into());
         let mut all = owned(&[
@@ -64,12 +71,14 @@ impl Fleet {
             ("STREAMS__LOGS_MAX", "2GiB"),
             ("STREAMS__MAX_WAITING", "512"),
             ("CGROUP__PARENT", &format!("windlass-test-{prefix}")),
+            ("SANDBOX__WRITE_PATHS", &format!("[{:?}]", dir)),
+            ("SANDBOX__READ_PATHS", &read_paths(&programs)),
         ]);
         all.extend(owned(settings));
         let url = server.url();
         init(&url, &prefix, &all).await;
         let bus = Orchestrator::connect(&url, &prefix).await;
-        Self { bus, server, dir, settings: all, workers: Mutex::default(), finished: false }
+        Self { bus, server, dir, root, settings: all, workers: Mutex::default(), finished: false }
     }
 
     /// Starts one more worker.
@@ -82,7 +91,7 @@ impl Fleet {
     pub fn worker_named(&self, id: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
         let mut all = self.settings.clone();
         all.extend(owned(settings));
-        let worker = Arc::new(Worker::start(&self.dir, id, &self.server.url(), &self.prefix, &all));
+        let worker = Arc::new(Worker::start(&self.root, id, &self.server.url(), &self.prefix, &all));
         self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
         worker
     }
@@ -106,7 +115,7 @@ impl Fleet {
     /// Processes of this fleet's tasks and workers that are alive.
     pub fn processes(&self) -> Vec<(u32, String)> {
         // With the slash: another fleet's name may begin with this one's.
-        leftovers::processes(&format!("{}/", self.dir.display()))
+        leftovers::processes(&format!("{}/", self.root.display()))
     }
 
     /// Processes that belong to one task.
@@ -162,7 +171,7 @@ impl Fleet {
         }
         let _ = self.bus.js.delete_stream(format!("KV_{}", self.bus.stream("WORKERS"))).await;
         if std::env::var_os("WINDLASS_TEST_KEEP").is_none() {
-            let _ = std::fs::remove_dir_all(&self.dir);
+            let _ = std::fs::remove_dir_all(&self.root);
         }
     }
 
@@ -200,6 +209,14 @@ fn clean_up_after_failure(parent: &str) {
 
 fn entries(dir: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
+}
+
+/// Those of the defaults, and what the tests' programs need.
+fn read_paths(programs: &Path) -> String {
+    let defaults: toml::Table = windlass::config::DEFAULTS.parse().expect("the defaults");
+    let mut paths: Vec<String> = defaults["sandbox"]["read_paths"].clone().try_into().expect("a list of paths");
+    paths.push(programs.display().to_string());
+    format!("{paths:?}")
 }
 
 async fn init(url: &str, prefix: &str, settings: &[(String, String)]) {

@@ -42,7 +42,7 @@ impl Job {
 
     /// One of `tests/programs` with its arguments.
     pub fn program<S: AsRef<str>>(name: &str, args: impl IntoIterator<Item = S>) -> Self {
-        let path = format!("{}/tests/programs/{name}", env!("CARGO_MANIFEST_DIR"));
+        let path = super::programs().join(name).display().to_string();
         let args = args.into_iter().map(|a| a.as_ref().to_owned());
         Self::argv(std::iter::once(path).chain(args))
     }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use windlass::config;
+use windlass::execute::native::sandbox::Confinement;
 use windlass::execute::native::{Process, Program, SpawnFailure, StartError, Supervisor};
 use windlass::supervisor::protocol::{ExitReport, ExitStatus, SpawnError};
 use windlass::task::limits::Limits;
@@ -63,6 +64,7 @@ fn program(argv: &[&str]) -> Program {
         argv: argv.iter().map(ToString::to_string).collect(),
         env: vec![("PATH".into(), PATH.into())],
         cwd: "/".into(),
+        sandbox: Confinement::none(),
         lease: None,
     }
 }

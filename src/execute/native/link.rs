@@ -11,6 +11,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::sandbox::Wish;
 use super::{Capabilities, StartError, cgroup};
 use crate::config;
 use crate::supervisor::channel::{self, Outgoing};
@@ -100,14 +101,19 @@ impl Link {
 }
 
 /// Starts the process, waits for its first word, then starts reader and writer.
-pub(super) async fn start(exe: &Path, config: &config::Cgroup, instance: &str) -> Result<(Arc<Link>, Capabilities), StartError> {
+pub(super) async fn start(
+    exe: &Path,
+    config: &config::Cgroup,
+    instance: &str,
+    sandbox: Option<Wish>,
+) -> Result<(Arc<Link>, Capabilities), StartError> {
     let (ours, theirs) = channel::pair().map_err(StartError::Socket)?;
-    let mut child = launch(exe, config, instance, theirs)?;
+    let mut child = launch(exe, config, instance, sandbox, theirs)?;
     let socket = watch(ours).map_err(StartError::Socket)?;
     let first = receive(&socket, &mut channel::packet_buffer()).await;
     let (capabilities, directories) = match first {
-        Ok(Some(Reply::Ready { enforced, cgroups, directories, swept })) => {
-            (Capabilities { enforced, description: cgroups, swept }, directories)
+        Ok(Some(Reply::Ready { enforced, cgroups, directories, swept, sandbox })) => {
+            (Capabilities { enforced, description: cgroups, swept, sandbox }, directories)
         }
         other => {
             // Closing the socket ends it, should it still be there.
@@ -135,12 +141,13 @@ fn watch(socket: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     Ok(unsafe { AsyncFd::register(socket) }?)
 }
 
-fn launch(exe: &Path, config: &config::Cgroup, instance: &str, socket: OwnedFd) -> Result<Child, StartError> {
+fn launch(exe: &Path, config: &config::Cgroup, instance: &str, sandbox: Option<Wish>, socket: OwnedFd) -> Result<Child, StartError> {
     let args = crate::supervisor::Args {
         mount: config.mount.clone(),
         parent: config.parent.clone(),
         allow_unlimited: config.allow_unlimited,
         instance: instance.to_owned(),
+        sandbox,
     };
     let failed = |source: io::Error| StartError::Start { program: exe.to_path_buf(), source };
     let args = serde_json::to_string(&args).map_err(|e| failed(io::Error::other(e)))?;

@@ -25,14 +25,25 @@ pub fn explain_refusal(error: &SpawnError) -> (Reason, String) {
         SpawnError::Other { step, error, .. } if step == "execve" && error.contains("os error 7") => {
             (Reason::SpawnFailed, "arguments and environment are larger than the kernel takes (128 KiB for one, 2 MiB in all by default): pass large values by stdin or as an input file".to_owned())
         }
+        SpawnError::Other { step, error, .. } if is_sandbox(step) => {
+            (Reason::IsolationUnavailable, format!("the sandbox could not be set up at {step} ({error}), and no task runs without it"))
+        }
         SpawnError::Other { step, .. } => (Reason::SpawnFailed, format!("the kernel refused at {step}")),
         SpawnError::Limit { limit, .. } => {
             (Reason::IsolationUnavailable, format!("the worker could not set {limit} and does not run tasks without it: `windlass doctor` on that machine says what is missing"))
+        }
+        SpawnError::Sandbox { profile, .. } => {
+            (Reason::IsolationUnavailable, format!("this worker cannot give the sandbox {profile} that the task's class requires: give it what is missing, or use a class or workers that have it"))
         }
         SpawnError::Cgroup { path, .. } => {
             (Reason::IsolationUnavailable, format!("the worker may not work in {path}: check the delegation (Delegate=cpu memory pids io) and cgroup.max.descendants"))
         }
     }
+}
+
+/// Steps of the sandbox, as the supervisor names them.
+fn is_sandbox(step: &str) -> bool {
+    matches!(step, "prepare sandbox" | "namespaces" | "mounts" | "change of user" | "landlock" | "seccomp")
 }
 
 /// ENOMEM, EAGAIN, ENFILE, EMFILE, ENOSPC: no fault of the task.
