@@ -2,12 +2,15 @@
 //! touched, the next task runs, and everything is gone in the end.
 
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use windlass::task::log_chunk::LogStream;
 use windlass::task::{EventKind, Reason};
 
+use super::attacker::{NONE, instances, list};
 use crate::harness::server::skip;
+use crate::harness::worker::Worker;
 use crate::harness::{Fleet, Job, PATIENCE, leftovers};
 
 /// What only the worker may read, and a directory that must stay as it is.
@@ -23,6 +26,7 @@ impl Outside {
         std::fs::create_dir_all(dir.join("inner")).unwrap();
         std::fs::write(dir.join("secret.json"), SECRET).unwrap();
         std::fs::write(dir.join("inner/precious"), "precious").unwrap();
+        std::fs::set_permissions(dir.join("secret.json"), std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
         Self { dir }
     }
 
@@ -37,11 +41,16 @@ impl Outside {
     }
 }
 
-/// Work directories that are there now.
-fn work(fleet: &Fleet) -> Vec<PathBuf> {
-    let list = |dir: &Path| -> Vec<PathBuf> { std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect() };
-    let instances = list(&fleet.dir.join("state-worker-0"));
-    instances.iter().flat_map(|instance| list(&instance.join("work"))).collect()
+/// Work directories of a worker that are there now.
+fn work(worker: &Worker) -> Vec<PathBuf> {
+    instances(worker).iter().flat_map(|instance| list(&instance.join("work"))).collect()
+}
+
+/// A fleet with one worker that is known.
+async fn fleet(settings: &[(&str, &str)]) -> Option<(Fleet, Arc<Worker>)> {
+    let fleet = Fleet::start(settings).await?;
+    let worker = fleet.worker(&[("CAPACITY__SLOTS", "2")]);
+    Some((fleet, worker))
 }
 
 #[tokio::test]
@@ -128,7 +137,7 @@ async fn a_directory_that_is_exchanged_for_a_link_gives_nothing_away() {
 
 #[tokio::test]
 async fn trees_that_are_hard_to_remove_are_removed() {
-    let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
+    let Some((fleet, worker)) = fleet(&[]).await else { return };
     let outside = Outside::new(&fleet);
     let deep = "python3 -c 'import os\nfor n in range(10000): os.mkdir(\"d\"); os.chdir(\"d\")' && echo made";
     for (what, script) in [
@@ -142,7 +151,7 @@ async fn trees_that_are_hard_to_remove_are_removed() {
         let end = fleet.end(&task).await;
         assert_eq!(end.reason, Some(Reason::Ok), "{what}: {:?} {:?}", end.error, end.stderr_tail);
         assert_eq!(fleet.output(&task, &end, LogStream::Stdout).await, b"made\n", "{what}");
-        let left = leftovers::gone(PATIENCE, || work(&fleet)).await;
+        let left = leftovers::gone(PATIENCE, || work(&worker)).await;
         assert!(left.is_empty(), "{what}: {left:?}");
     }
     outside.is_untouched("all of them");
@@ -151,7 +160,7 @@ async fn trees_that_are_hard_to_remove_are_removed() {
 
 #[tokio::test]
 async fn what_only_root_can_leave_is_removed_too() {
-    let Some(fleet) = Fleet::with_worker(2, super::UNCONFINED).await else { return };
+    let Some((fleet, worker)) = fleet(NONE).await else { return };
     if !rustix::process::geteuid().is_root() {
         skip("needs root");
         return fleet.finish().await;
@@ -172,7 +181,7 @@ async fn what_only_root_can_leave_is_removed_too() {
         if made != b"made\n" {
             skip(&format!("{what} cannot be made here: {:?}", end.stderr_tail));
         }
-        let left = leftovers::gone(PATIENCE, || work(&fleet)).await;
+        let left = leftovers::gone(PATIENCE, || work(&worker)).await;
         assert!(left.is_empty(), "{what}: {left:?}");
         outside.is_untouched(what);
     }
