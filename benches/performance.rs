@@ -32,6 +32,7 @@ fn main() {
     runtime.block_on(async {
         if wanted("native") {
             native::kill_200().await;
+            native::sandbox().await;
         }
         if wanted("noop") {
             noop::rates().await;

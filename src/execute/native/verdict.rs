@@ -16,9 +16,9 @@ pub fn explain_refusal(error: &SpawnError) -> (Reason, String) {
         }
         SpawnError::NotExecutable { program, .. } => (
             Reason::SpawnFailed,
-            format!("{program:?} exists and cannot run: check its execute permission, its first line (#!interpreter) and the machine it was built for"),
+            format!("{program:?} exists and cannot run: check its execute permission, its first line (#!interpreter) and the machine it was built for; in a sandbox it must lie below sandbox.read_paths and be open to the tenant's user"),
         ),
-        SpawnError::WorkingDir { path, .. } => (Reason::SpawnFailed, format!("the working directory {path:?} must exist and be open to the worker's user")),
+        SpawnError::WorkingDir { path, .. } => (Reason::SpawnFailed, format!("the working directory {path:?} must exist and be open to the task's user")),
         SpawnError::Other { step, error, .. } if is_exhaustion(error) => {
             (Reason::IsolationUnavailable, format!("the worker's machine is out of a resource at {step}; another worker may have it"))
         }

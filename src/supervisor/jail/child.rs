@@ -71,6 +71,12 @@ fn mounts(cell: &Cell) -> Result<(), i32> {
         for (slot, kept) in trees.iter_mut().zip(&tmp.kept) {
             let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as libc::c_uint;
             *slot = ok(libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, kept.path.as_ptr(), flags))? as RawFd;
+            if kept.read_only {
+                // `struct mount_attr`: set, clear, propagation, user namespace.
+                let read_only: [u64; 4] = [libc::MOUNT_ATTR_RDONLY, 0, 0, 0];
+                let how = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+                ok(libc::syscall(libc::SYS_mount_setattr, *slot, c"".as_ptr(), how, read_only.as_ptr(), size_of_val(&read_only)))?;
+            }
         }
         let safe = libc::MS_NOSUID | libc::MS_NODEV;
         ok(libc::mount(c"tmpfs".as_ptr(), c"/tmp".as_ptr(), c"tmpfs".as_ptr(), safe, tmp.options.as_ptr().cast()).into())?;

@@ -177,32 +177,58 @@ pub(super) struct Kept {
     pub path: CString,
     /// The directories to be made for it, outermost first, itself last.
     pub dirs: Vec<CString>,
+    /// It may only be read. Landlock alone would not see to that here: what is below the task's own `/tmp` may be written.
+    pub read_only: bool,
+}
+
+/// What all tasks' private directories have in common.
+#[derive(Debug, Default)]
+pub(super) struct Places {
+    /// Of [`PRIVATE`] those that this machine has, without the first.
+    also: Vec<CString>,
+    /// Granted directories that a private one would hide, and whether tasks may write there.
+    granted: Vec<(PathBuf, bool)>,
+}
+
+impl Places {
+    /// Looks them up once: names are resolved here, not for each task.
+    pub(super) fn new(wish: &Wish) -> Self {
+        let resolved = |paths: &[PathBuf]| -> Vec<PathBuf> { paths.iter().filter_map(|path| path.canonicalize().ok()).collect() };
+        let (read, write) = (resolved(&wish.read_paths), resolved(&wish.write_paths));
+        let hidden = |path: &&PathBuf| covering(path).is_some() && path.is_dir();
+        // What has something writable in it is left writable as a whole: modes and Landlock see to the rest.
+        let writable = |path: &Path| write.iter().any(|w| path.starts_with(w) || w.starts_with(path));
+        let granted: Vec<_> = read.iter().chain(&write).filter(hidden).map(|path| (path.clone(), writable(path))).collect();
+        let also = PRIVATE.iter().skip(1).filter(|dir| is_directory(Path::new(dir))).map(|dir| c_string(dir.as_bytes()));
+        Self { also: also.collect(), granted }
+    }
 }
 
 impl Tmp {
     /// For a task with that directory and memory limit.
-    pub(super) fn new(wish: &Wish, root: &Path, memory_bytes: u64) -> Self {
+    pub(super) fn new(places: &Places, root: &Path, memory_bytes: u64) -> Self {
         // Half of the task's memory: what fills it up gets "no space left" before the task is killed for memory.
         let bytes = (memory_bytes / 2).max(1 << 20);
         let inodes = (bytes / 16_384).max(1024);
-        let also = PRIVATE.iter().skip(1).filter(|dir| is_directory(Path::new(dir)));
-        let kept = granted(wish).into_iter().filter(|path| *path != wish.state_dir && path.is_dir());
-        let kept: Vec<PathBuf> = kept.chain([root.to_path_buf()]).filter(|path| covering(path).is_some()).collect();
+        let own = PathBuf::from(root);
+        let all = places.granted.iter().map(|(path, _)| path).chain(Some(&own).filter(|path| covering(path).is_some()));
+        let read_only =
+            |path: &Path| !root.starts_with(path) && places.granted.iter().any(|(granted, writable)| granted == path && !writable);
         Self {
             options: c_string(format!("mode=1777,size={bytes},nr_inodes={inodes}").as_bytes()),
-            also: also.map(|dir| c_string(dir.as_bytes())).collect(),
-            kept: outermost(kept.iter()).into_iter().map(|path| Kept::new(path)).collect(),
+            also: places.also.clone(),
+            kept: outermost(all).into_iter().map(|path| Kept::new(path, read_only(path))).collect(),
         }
     }
 }
 
 impl Kept {
-    fn new(path: &Path) -> Self {
+    fn new(path: &Path, read_only: bool) -> Self {
         let cover = covering(path).unwrap_or(Path::new("/"));
         let mut dirs: Vec<CString> =
             path.ancestors().take_while(|dir| *dir != cover).map(|dir| c_string(dir.as_os_str().as_bytes())).collect();
         dirs.reverse();
-        Self { path: c_string(path.as_os_str().as_bytes()), dirs }
+        Self { path: c_string(path.as_os_str().as_bytes()), dirs, read_only }
     }
 }
 
@@ -228,7 +254,7 @@ mod tests {
 
     #[test]
     fn a_directory_in_tmp_is_made_step_by_step() {
-        let kept = Kept::new(Path::new("/tmp/a/b"));
+        let kept = Kept::new(Path::new("/tmp/a/b"), false);
         assert_eq!(kept.dirs, [c"/tmp/a".to_owned(), c"/tmp/a/b".to_owned()]);
         let paths = [PathBuf::from("/tmp/a/b"), PathBuf::from("/tmp/a"), PathBuf::from("/tmp/ab")];
         assert_eq!(outermost(paths.iter()), [&PathBuf::from("/tmp/a"), &PathBuf::from("/tmp/ab")]);
