@@ -9,7 +9,7 @@ use windlass::task::{Event, Reason};
 use crate::harness::job::Gate;
 use crate::harness::server::skip;
 use crate::harness::worker::Worker;
-use crate::harness::{Fleet, Job, Task, leftovers};
+use crate::harness::{Fleet, Job, PATIENCE, Task};
 
 /// Profiles that have to hold.
 pub const CONFINED: [&str; 2] = ["standard", "strict"];
@@ -98,15 +98,21 @@ impl World {
     }
 
     /// The supervisor's process id.
-    pub fn supervisor(&self) -> u32 {
-        let children = self.worker.children();
-        assert_eq!(children.len(), 1, "a worker has one child");
-        children[0]
+    pub async fn supervisor(&self) -> u32 {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            match children(self.worker.pid)[..] {
+                [supervisor] => return supervisor,
+                ref other => assert!(std::time::Instant::now() < deadline, "a worker has one child, not {other:?}"),
+            }
+            // It is there when the worker is ready, for which there is nothing to wait on.
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
     }
 
     /// The worker and its supervisor are as they were, and do their work.
     pub async fn is_well(&self, pids: [u32; 2]) {
-        assert_eq!([self.worker.pid, self.supervisor()], pids, "the same processes as before");
+        assert_eq!([self.worker.pid, self.supervisor().await], pids, "the same processes as before");
         let seen = self.run(&Job::bash("echo still here")).await;
         assert_eq!(seen.lines, ["still here"]);
     }
@@ -129,7 +135,7 @@ impl Victim {
         assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 1), "{:?}", end.error);
         let out = world.fleet.output(&self.task, &end, LogStream::Stdout).await;
         assert_eq!(String::from_utf8_lossy(&out), format!("up\ncanary-of-{}\n", self.task.tenant));
-        assert_eq!(leftovers::processes(&format!("WINDLASS_TASK_ID={}\0", self.task.id)), []);
+        assert_eq!(world.fleet.processes_of(&self.task.id), []);
     }
 }
 
@@ -141,4 +147,14 @@ pub fn instances(worker: &Worker) -> Vec<PathBuf> {
 /// What is in a directory.
 pub fn list(dir: &std::path::Path) -> Vec<PathBuf> {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
+}
+
+/// Processes that a process has started, by whichever of its threads.
+fn children(pid: u32) -> Vec<u32> {
+    let parent = |pid: u32| -> Option<u32> {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
+    };
+    let pids = list(std::path::Path::new("/proc")).into_iter().filter_map(|p| p.file_name()?.to_str()?.parse().ok());
+    pids.filter(|child| parent(*child) == Some(pid)).collect()
 }

@@ -11,9 +11,9 @@ use crate::harness::{Job, leftovers};
 async fn nobody_else_can_be_signalled() {
     for profile in CONFINED {
         let Some(world) = World::new(profile, &[]).await else { return };
-        let pids = [world.worker.pid, world.supervisor()];
+        let pids = [world.worker.pid, world.supervisor().await];
         let victim = world.victim("globex").await;
-        for pid in [world.worker.pid, world.supervisor(), victim.pid] {
+        for pid in [world.worker.pid, world.supervisor().await, victim.pid] {
             let seen = world.attack("acme", ["signal", &pid.to_string(), "0", "18", "15", "9", "19"]).await;
             assert_eq!(seen.successes(), [""; 0], "{profile}");
         }
@@ -35,7 +35,7 @@ async fn nobody_else_can_be_signalled() {
 async fn limits_of_others_cannot_be_lowered() {
     for profile in ["none", "standard", "strict"] {
         let Some(world) = World::new(profile, &[]).await else { return };
-        let pids = [world.worker.pid, world.supervisor()];
+        let pids = [world.worker.pid, world.supervisor().await];
         let change = if profile == "none" { "look" } else { "change" };
         for pid in pids {
             let seen = world.attack("acme", ["handicap", &pid.to_string(), change]).await;

@@ -135,15 +135,20 @@ async fn a_directory_that_is_exchanged_for_a_link_gives_nothing_away() {
     fleet.finish().await;
 }
 
+/// Makes so many directories, one in another.
+fn deep(levels: u32) -> String {
+    format!("python3 -c 'import os\nfor n in range({levels}): os.mkdir(\"d\"); os.chdir(\"d\")' && echo made")
+}
+
 #[tokio::test]
 async fn trees_that_are_hard_to_remove_are_removed() {
     let Some((fleet, worker)) = fleet(&[]).await else { return };
     let outside = Outside::new(&fleet);
-    let deep = "python3 -c 'import os\nfor n in range(10000): os.mkdir(\"d\"); os.chdir(\"d\")' && echo made";
     for (what, script) in [
-        ("ten thousand levels", deep.to_owned()),
+        // More than a worker has descriptors. Landlock looks at every level for each that is made: more would take too long.
+        ("two thousand levels", deep(2000)),
         ("many files", "seq 20000 | xargs touch && echo made".into()),
-        ("no permissions", "mkdir -p a/b/c && touch a/b/c/f && chmod 0 a/b/c a/b a . && chmod 0 .. && echo made".into()),
+        ("no permissions", "mkdir -p a/b/c && touch a/b/c/f && chmod 0 a/b/c a/b a && d=$PWD && cd / && chmod 0 $d && chmod 0 $(dirname $d) && echo made".into()),
         ("strange names", "mkdir -p $'new\\nline/x' $'\\e[31m/y' -- '-rf/z' && mkfifo pipe && echo made".into()),
         ("a full directory beside its own", "mkdir ../more && touch ../more/f && echo made".into()),
     ] {
@@ -167,6 +172,7 @@ async fn what_only_root_can_leave_is_removed_too() {
     }
     let outside = Outside::new(&fleet);
     for (what, script) in [
+        ("ten thousand levels", deep(10_000).as_str()),
         ("files that cannot be changed", "mkdir -p a/b && touch a/b/f && chattr +i a/b/f && chattr +a a && echo made || echo cannot"),
         ("a mount", "mkdir -p a/m && mount --bind OUT a/m && mount --bind OUT a/m && echo made || echo cannot"),
         ("a mount on a file", "touch f && mount --bind OUT/inner/precious f && echo made || echo cannot"),

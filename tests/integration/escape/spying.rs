@@ -1,12 +1,14 @@
 //! What a task must not read: other tenants, the worker, its credentials, its spool.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
 use windlass::task::Reason;
 
-use super::attacker::{CONFINED, World, instances, list};
-use crate::harness::Job;
+use super::attacker::{CONFINED, World, instances, is_root, list};
 use crate::harness::job::Gate;
+use crate::harness::server::skip;
+use crate::harness::{Fleet, Job, PATIENCE};
 
 /// Everything that would give something away of a process that is not the attacker's.
 const PRIVATE: [&str; 14] = [
@@ -87,7 +89,7 @@ async fn nothing_of_another_process_can_be_read() {
     for profile in ["none", "standard", "strict"] {
         let Some(world) = World::new(profile, &[]).await else { return };
         let victim = world.victim("globex").await;
-        let supervisor = world.supervisor();
+        let supervisor = world.supervisor().await;
         let init = 1;
         for (who, pid) in [("the worker", world.worker.pid), ("its supervisor", supervisor), ("a task of another tenant", victim.pid), ("init", init)] {
             // Without a sandbox a task is root, and may do what root may; two of these are refused even there.
@@ -129,34 +131,55 @@ fn creds() -> String {
     )
 }
 
+/// A directory that is removed with the test.
+struct Directory(PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
 #[tokio::test]
 async fn the_workers_credentials_are_out_of_reach_on_disk_and_in_memory() {
     for profile in ["none", "standard", "strict"] {
-        if !super::attacker::is_root() {
-            return crate::harness::server::skip("needs root");
+        if !is_root() {
+            return skip("needs root");
         }
-        let Some(fleet) = crate::harness::Fleet::start(&[("CLASSES__CPU_SHORT__SANDBOX", profile)]).await else { return };
-        // In a directory that tasks may read and write, and readable for all: only the sandbox knows that it is not for them.
-        let path = fleet.dir.join("worker.creds");
-        std::fs::write(&path, creds()).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
-        let path = path.display().to_string();
-        let worker = fleet.worker(&[("CAPACITY__SLOTS", "4"), ("BUS__CREDS", &path)]);
-        let world = World { fleet, worker };
-        let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml");
-        let seen = world.attack("acme", ["read", &path, config]).await;
-        assert_eq!(seen.lines.iter().any(|l| l.contains("BEGIN NATS USER JWT")), profile == "none", "{profile}: {seen:?}");
-        assert_eq!(seen.got(&format!("read {config}")), profile == "none", "{profile}: {seen:?}");
-        let seen = world.attack("acme", ["spy", &world.worker.pid.to_string(), SEED]).await;
-        if profile == "none" {
-            assert!(seen.lines.contains(&"GOT memory found".to_owned()), "the worker has it in memory: {seen:?}");
-        } else {
-            assert!(!seen.got("memory") && !seen.got("environ"), "{profile}: {seen:?}");
-            let seen = world.attack("acme", ["write", &path]).await;
-            assert_eq!(seen.successes(), [""; 0], "{profile}");
+        let Some(mut fleet) = Fleet::start(&[("CLASSES__CPU_SHORT__SANDBOX", profile)]).await else { return };
+        // In directories that tasks may read or even write, and readable for all: only the sandbox knows that they are not for
+        // them. One of these is below the task's own /tmp, where other rules hold.
+        let opt = Directory(PathBuf::from(format!("/opt/windlass-test-{}", fleet.prefix)));
+        std::fs::create_dir_all(&opt.0).unwrap();
+        std::fs::write(opt.0.join("neighbour"), "for everybody").unwrap();
+        for dir in [opt.0.clone(), fleet.dir.clone()] {
+            let path = dir.join("worker.creds");
+            std::fs::write(&path, creds()).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+            let path = path.display().to_string();
+            let worker = fleet.worker(&[("CAPACITY__SLOTS", "4"), ("BUS__CREDS", &path)]);
+            let world = World { fleet, worker };
+            let config = concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml");
+            let neighbour = opt.0.join("neighbour").display().to_string();
+            let seen = world.attack("acme", ["read", &path, config, &neighbour]).await;
+            assert_eq!(seen.lines.iter().any(|l| l.contains("BEGIN NATS USER JWT")), profile == "none", "{profile}: {seen:?}");
+            assert_eq!(seen.got(&format!("read {config}")), profile == "none", "{profile}: {seen:?}");
+            assert!(seen.got(&format!("read {neighbour}")), "{profile}: what is beside it is not closed: {seen:?}");
+            let seen = world.attack("acme", ["spy", &world.worker.pid.to_string(), SEED]).await;
+            if profile == "none" {
+                assert!(seen.lines.contains(&"GOT memory found".to_owned()), "the worker has it in memory: {seen:?}");
+            } else {
+                assert!(!seen.got("memory") && !seen.got("environ"), "{profile}: {seen:?}");
+                let seen = world.attack("acme", ["write", &path]).await;
+                assert_eq!(seen.successes(), [""; 0], "{profile}");
+            }
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), creds());
+            // The next one has them elsewhere.
+            world.worker.signal(rustix::process::Signal::TERM);
+            assert!(world.worker.exit(PATIENCE).await.success());
+            fleet = world.fleet;
         }
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), creds());
-        world.fleet.finish().await;
+        fleet.finish().await;
     }
 }
 
