@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::output::Style;
 use crate::bus::chain::Head;
 use crate::task::chain::RunState;
+use crate::task::Profile;
 use crate::task::limits::{Limits, Usage};
 use crate::task::{ByteSize, Event, EventKind, Time};
 
@@ -54,6 +55,11 @@ pub(super) fn end(event: &Event) -> String {
     let reason = event.reason.map(|r| r.as_str().to_owned());
     let took = event.run.as_ref().and_then(|r| r.duration_ms).map(|ms| format!("after {}", millis(ms)));
     [reason, event.error.clone(), took].into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// The sandbox that a task ran in.
+pub(super) fn sandbox(profile: Profile, missing: &[String]) -> String {
+    if missing.is_empty() { profile.to_string() } else { format!("{profile}, without {}", missing.join(", ")) }
 }
 
 /// What a task may use.

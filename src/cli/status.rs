@@ -124,6 +124,7 @@ fn of_event(table: &mut Table, event: &Event) {
         table.pair("finished", run.finished_at);
         table.pair("took", run.duration_ms.map(|ms| render::duration(std::time::Duration::from_millis(ms))));
         table.pair("limits", run.limits.as_ref().map(render::limits));
+        table.pair("sandbox", run.sandbox.map(|profile| render::sandbox(profile, &run.sandbox_missing)));
     }
     table.pair("worker", Some(format!("{} on {}", event.worker.worker_id, event.worker.host)));
     table.pair("used", event.usage.as_ref().map(render::usage));

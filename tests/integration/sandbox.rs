@@ -160,6 +160,22 @@ async fn tmp_is_private_limited_and_gone_afterwards() {
 }
 
 #[tokio::test]
+async fn shared_memory_goes_with_its_task() {
+    let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
+    if !is_root() {
+        skip("only root gives tasks IPC objects of their own");
+        return fleet.finish().await;
+    }
+    let key = 0x5749_0000 | (std::process::id() & 0xffff);
+    let script = format!("python3 -c 'import ctypes; print(ctypes.CDLL(None).shmget({key}, 4096, 0o1666) >= 0)'; wc -l < /proc/sysvipc/shm");
+    let Some((end, out)) = run(&fleet, &script).await else { return };
+    assert_eq!(out, "True\n2\n", "made, and the only one: {:?}", end.stderr_tail);
+    let left = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();
+    assert!(!left.contains(&format!(" {key} ")), "{left}");
+    fleet.finish().await;
+}
+
+#[tokio::test]
 async fn a_strict_task_is_alone() {
     let Some(fleet) = Fleet::with_worker(2, STRICT).await else { return };
     let script = r#"
