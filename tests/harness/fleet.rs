@@ -96,6 +96,17 @@ impl Fleet {
         worker
     }
 
+    /// Starts a worker as a user without privileges; only root can do that.
+    pub fn worker_as(&self, user: u32, settings: &[(&str, &str)]) -> Arc<Worker> {
+        let mut all = self.settings.clone();
+        all.extend(owned(settings));
+        let mut workers = self.workers.lock().expect("not poisoned");
+        let id = format!("worker-{}", workers.len());
+        let worker = Arc::new(Worker::start_as(user, &self.root, &id, &self.server.url(), &self.prefix, &all));
+        workers.push(Arc::clone(&worker));
+        worker
+    }
+
     /// Runs a verb of the command line against this fleet.
     pub fn cli<S: AsRef<std::ffi::OsStr>>(&self, args: impl IntoIterator<Item = S>) -> tokio::process::Command {
         let mut command = windlass();

@@ -10,6 +10,8 @@ use tokio::sync::Mutex;
 
 use super::watchdog::{MARK, watchdog};
 
+const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml");
+
 /// One `windlass worker`.
 pub struct Worker {
     /// Its stable name.
@@ -31,14 +33,34 @@ pub fn windlass() -> Command {
 impl Worker {
     /// Starts one with `settings` (`SECTION__KEY` and value), its state below `dir`.
     pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
+        Self::start_with(windlass(), dir, id, url, prefix, settings)
+    }
+
+    /// Likewise, as a user without privileges, whom only root can make it.
+    pub fn start_as(user: u32, dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        // The program and its configuration where that user can read them, wherever the repository is.
+        let (program, config) = (dir.join("windlass"), dir.join("worker.toml"));
+        std::fs::copy(env!("CARGO_BIN_EXE_windlass"), &program).expect("a copy of the program");
+        std::fs::copy(CONFIG, &config).expect("a copy of the configuration");
+        for (path, mode) in [(dir.parent().expect("a parent"), 0o711), (dir, 0o755), (&program, 0o755), (&config, 0o644)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("open to all");
+        }
+        let state_dir = dir.join(format!("state-{id}"));
+        std::fs::create_dir_all(&state_dir).expect("a state directory");
+        chown(&state_dir, Some(user), Some(user)).expect("given to the user");
+        let mut command = Command::new(&program);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env(MARK, watchdog().mark()).kill_on_drop(true);
+        command.uid(user).gid(user);
+        Self::start_with(command, dir, id, url, prefix, settings)
+    }
+
+    fn start_with(mut command: Command, dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
         let state_dir = dir.join(format!("state-{id}"));
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
-        let mut command = windlass();
-        command.args([
-            "worker",
-            "--config",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml"),
+        let config = Some(dir.join("worker.toml")).filter(|p| p.exists()).unwrap_or_else(|| CONFIG.into());
+        command.arg("worker").arg("--config").arg(config).args([
             "--server",
             url,
             "--prefix",

@@ -20,3 +20,5 @@ mod publisher;
 mod screen;
 #[path = "escape/spying.rs"]
 mod spying;
+#[path = "escape/unprivileged.rs"]
+mod unprivileged;

@@ -120,6 +120,9 @@ fn denied() -> Result<BpfProgram, String> {
     rules.insert(libc::SYS_ioctl, ioctls);
     let other = |family: &libc::c_int| condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, u64::from(family.unsigned_abs()));
     rules.insert(libc::SYS_socket, vec![rule(FAMILIES.iter().map(other).collect::<Result<_, _>>()?)?]);
+    // Of others, that is: as the same user a task could leave the worker without descriptors, or without time.
+    let others = condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
+    rules.insert(libc::SYS_prlimit64, vec![rule(vec![others])?]);
     let refuse = SeccompAction::Errno(libc::EPERM.unsigned_abs());
     let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, arch).map_err(|e| e.to_string())?;
     filter.try_into().map_err(|e: seccompiler::BackendError| e.to_string())

@@ -16,6 +16,9 @@ pub const CONFINED: [&str; 2] = ["standard", "strict"];
 /// A worker without sandbox: what the others are held against.
 pub const NONE: &[(&str, &str)] = &[("CLASSES__CPU_SHORT__SANDBOX", "none")];
 
+/// A user that no system has.
+pub const ORDINARY: u32 = 61_234;
+
 /// A fleet with one worker whose tasks all have one profile.
 pub struct World {
     pub fleet: Fleet,
@@ -59,6 +62,20 @@ impl World {
         all.extend_from_slice(settings);
         let fleet = Fleet::start(&all).await?;
         let worker = fleet.worker(&[("CAPACITY__SLOTS", "4")]);
+        Some(Self { fleet, worker })
+    }
+
+    /// As [`World::new`], with a worker that is an ordinary user.
+    pub async fn unprivileged(profile: &'static str, settings: &[(&str, &str)]) -> Option<Self> {
+        if !is_root() {
+            skip("needs root to start a worker as somebody else");
+            return None;
+        }
+        // It may make no cgroups here: time limits are all that it can set.
+        let mut all = vec![("CLASSES__CPU_SHORT__SANDBOX", profile), ("CGROUP__ALLOW_UNLIMITED", "true")];
+        all.extend_from_slice(settings);
+        let fleet = Fleet::start(&all).await?;
+        let worker = fleet.worker_as(ORDINARY, &[("CAPACITY__SLOTS", "4")]);
         Some(Self { fleet, worker })
     }
 
