@@ -1,25 +1,42 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench schemas nats python
+.PHONY: help demo test test-faults soak chaos lint bench schemas nats python
 
 CARGO ?= cargo
 VENV := .windlass/venv
+# Tests build with the places at which a worker can be made to die (src/crash.rs); nothing else does.
+CRASH_POINTS := --features crash-points
 # Test clients that nobody here wrote: an orchestrator and a consumer in Python.
 PYTHON_PACKAGES := nats-py==2.11.0 msgpack==1.1.2
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
 
 test: nats python ## all tests, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
-		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked --lib --bins --test integration
+		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked $(CRASH_POINTS) --lib --bins --test integration
+
+# One test per step at which a worker can die; most of the time is spent waiting for leases.
+test-faults: nats ## what happens when a worker dies at each step; writes the table into docs/guarantees.md and prints it
+	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} WINDLASS_WRITE_DOCS=1 \
+		$(CARGO) test --locked $(CRASH_POINTS) --test integration crash_points::
+	@sed -n '/<!-- crash points/,/<!-- end of crash points/{/^|/p}' docs/guarantees.md
+
+soak: nats ## thousands of mixed tasks under random faults (SOAK_TASKS=5000, WINDLASS_SOAK_SEED=… for the same run again)
+	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_SOAK_TASKS=$${SOAK_TASKS:-5000} \
+		$(CARGO) test --locked $(CRASH_POINTS) --test integration soak:: -- --nocapture
+
+chaos: nats ## 2,000 tasks and 50 kills of workers and supervisors, and nothing left behind (CHAOS_TASKS, CHAOS_KILLS)
+	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_CHAOS_TASKS=$${CHAOS_TASKS:-2000} WINDLASS_CHAOS_KILLS=$${CHAOS_KILLS:-50} \
+		$(CARGO) test --locked $(CRASH_POINTS) --test integration leftovers:: -- --nocapture
 
 lint: ## formatting, lints, and schemas that are not what the types say
 	$(CARGO) fmt --check
-	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked $(CRASH_POINTS) --all-targets -- -D warnings
+	$(CARGO) clippy --locked --lib --bins -- -D warnings
 	$(CARGO) run --locked --quiet -- schema --check schemas
 
 bench: nats ## the figures of docs/performance.md, on this machine

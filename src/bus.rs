@@ -61,7 +61,7 @@ pub enum BusError {
         what: String,
     },
     /// JetStream said no.
-    #[error("NATS refuses {what}: {text} ({code})")]
+    #[error("NATS refuses {what}: {text} ({code}){}", advice(*code, text))]
     Refused {
         /// What was asked.
         what: String,
@@ -94,6 +94,18 @@ pub enum BusError {
     },
 }
 
+/// What an operator can do about a refusal.
+fn advice(code: u64, text: &str) -> &'static str {
+    match code {
+        10023 | 10047 => "; the server's JetStream store is full: raise jetstream.max_file, or remove what is not needed",
+        10077 if text.contains("per subject") => "",
+        10077 => "; the stream is full: raise its limits, or let it discard what is old",
+        10039 | 10076 => "; enable JetStream for this account",
+        10014 | 10059 => "; run `windlass init`",
+        _ => "",
+    }
+}
+
 impl BusError {
     /// True when the same request may succeed later without anybody mending anything.
     #[must_use]
@@ -101,7 +113,7 @@ impl BusError {
         match self {
             Self::TimedOut { .. } | Self::NoResponders { .. } => true,
             // Storage limits, resources, leader changes, ingest limits: they pass, or an operator makes them pass.
-            Self::Refused { code, .. } => matches!(code, 10008 | 10023 | 10047 | 10077 | 10158 | 10164 | 10167),
+            Self::Refused { code, .. } => matches!(code, 10008 | 10023 | 10039 | 10047 | 10076 | 10077 | 10158 | 10164 | 10167),
             Self::TooLarge { .. } | Self::Unreadable { .. } | Self::Closed { .. } => false,
         }
     }

@@ -14,8 +14,8 @@ use crate::task::{EventKind, Reason, Time};
 /// What is to be done with a delivered task.
 #[derive(Debug)]
 pub enum Decision {
-    /// Its chain has ended: acknowledge, nothing else.
-    AlreadyOver(ChainEnd),
+    /// Its chain has ended: acknowledge. Before that the dead letter with this reason, which the end may still owe.
+    AlreadyOver(ChainEnd, Option<Reason>),
     /// Another task has used this id: a dead letter, and acknowledge.
     IdReused,
     /// Its message was handed to somebody later, who has claimed it: say nothing, neither ack nor nak.
@@ -50,6 +50,41 @@ pub struct Attempt {
     pub released: u32,
 }
 
+impl Attempt {
+    /// How many attempts count against `max_attempts`, this one included.
+    #[must_use]
+    pub fn counted(self) -> u32 {
+        self.number.saturating_sub(self.released)
+    }
+}
+
+/// When the end of a task that is not run asks for a dead letter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Letter {
+    /// Never.
+    None,
+    /// Before the end is stored: nobody can run such a task.
+    First,
+    /// When the end is stored: before, the worker that was taken for lost may still finish the task.
+    After,
+}
+
+pub(crate) fn letter(reason: Reason) -> Letter {
+    if matches!(reason, Reason::InvalidAssignment | Reason::PolicyRefused | Reason::Unschedulable) {
+        Letter::First
+    } else if reason == Reason::AttemptsExhausted {
+        Letter::After
+    } else {
+        Letter::None
+    }
+}
+
+/// The dead letter that a message owes before it leaves the queue, when its chain ended with `head`: whoever stored the end
+/// may have died before the letter. A second one for the same message is none.
+pub(crate) fn owed_letter(head: &Head) -> Option<Reason> {
+    head.event.reason.filter(|reason| letter(*reason) == Letter::After)
+}
+
 /// What the decision is made of.
 #[derive(Debug)]
 pub struct Situation<'a> {
@@ -80,10 +115,10 @@ fn so_far(head: Option<&Head>) -> Attempt {
 /// True when whoever runs the task got its message after this delivery: this worker was frozen, or its socket full, with
 /// the message in it. To claim on top would end a healthy attempt. A message that was queued again is another message; a
 /// consumer that was made anew counts from 1 again, which costs a few `ack_wait`.
-fn is_stale(situation: &Situation<'_>, head: &Head) -> bool {
+pub(crate) fn is_stale(head: &Head, deliveries: u64, submitted_at: Time) -> bool {
     let owner = &head.event.task;
     let runs = matches!(head.event.event, EventKind::TaskStarted | EventKind::TaskProgress);
-    runs && owner.submitted_at == situation.submitted_at && owner.deliveries >= situation.deliveries
+    runs && owner.submitted_at == submitted_at && owner.deliveries >= deliveries
 }
 
 /// Decides what a task's history allows.
@@ -97,9 +132,9 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
             return Decision::IdReused;
         }
         if let Some(over) = ChainEnd::of_head(head) {
-            return Decision::AlreadyOver(over);
+            return Decision::AlreadyOver(over, owed_letter(head));
         }
-        if is_stale(situation, head) {
+        if is_stale(head, situation.deliveries, situation.submitted_at) {
             return Decision::Stale;
         }
     }
@@ -111,7 +146,7 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
         Ok(plan) => plan,
         Err(rejection) => return end(rejection.reason, rejection.error.clone(), Some(rejection.hint.clone())),
     };
-    if attempts.number - attempts.released.min(attempts.number) >= plan.max_attempts {
+    if attempts.counted() >= plan.max_attempts {
         let lost = head.map_or_else(String::new, |h| format!("; the last one was lost with worker {}", h.event.worker.worker_id));
         let error = format!("all {} attempts were used and none came to an end{lost}", plan.max_attempts);
         return end(

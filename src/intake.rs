@@ -5,7 +5,7 @@
 //! its task. Dropping a lease is forsaking it: the queue hands the message out again after `ack_wait`.
 
 mod decode;
-mod lease;
+pub(crate) mod lease;
 
 pub use decode::{Poison, Task, decode};
 pub use lease::{Lease, Loss, Renewer};

@@ -45,9 +45,12 @@ pub mod bus;
 pub mod claim;
 pub mod cli;
 pub mod config;
+pub mod crash;
 pub mod dev;
 pub mod execute;
 pub mod intake;
+#[cfg(test)]
+mod model;
 pub mod plan;
 pub mod prepare;
 pub mod report;

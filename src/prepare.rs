@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
+use crate::crash::{self, Point};
 use crate::execute::native::sandbox::User;
 use crate::intake::Task;
 use crate::plan::{Plan, Program};
@@ -140,6 +141,7 @@ fn private() -> std::fs::DirBuilder {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
+        crash::point(Point::WorkspaceRemoval);
         self.leavings.remove(&self.root);
     }
 }

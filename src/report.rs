@@ -10,7 +10,7 @@
 //!
 //! [`Recorder`] owns all of it for one attempt. The **pump** reads both pipes and never waits for the broker: it cuts
 //! records at the chunk size or after the flush interval and appends them to the **spool** on disk. The **publisher**
-//! takes them from there, numbers and encodes them, and keeps a window of chunks in flight, each repeated with the same
+//! takes them from there, numbers and encodes them, and keeps as many chunks in flight as the link carries, each repeated with the same
 //! bytes and message id until the server has confirmed it. So a broker that is slow or away costs disk (up to the log
 //! cap), never memory and never the task's time (invariant 7): in memory are some ten chunks before the disk, and the
 //! window with a few more after it.
@@ -30,6 +30,7 @@ mod fault;
 mod gauge;
 mod lane;
 mod local;
+mod pace;
 mod publisher;
 mod pump;
 mod receipt;
@@ -66,9 +67,12 @@ pub trait ChunkSink: Send + Sync + 'static {
 /// A chunk without a confirmation.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SinkError {
-    /// No answer, or one that passes: try the same bytes again.
+    /// An answer that passes: try the same bytes again.
     #[error("not confirmed: {0}")]
     Retry(String),
+    /// No answer within its time: try the same bytes again, and fewer at one time.
+    #[error("not answered: {0}")]
+    Silent(String),
     /// The server will never take it.
     #[error("refused: {0}")]
     Refused(String),

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use rustix::process::DumpableBehavior;
 use serde::{Deserialize, Serialize};
 
+use crate::crash::{self, Point};
 use crate::execute::native::cgroup::{Site, Wish};
 use crate::execute::native::sandbox;
 use protocol::Reply;
@@ -108,6 +109,7 @@ fn run(args: &Args) -> io::Result<bool> {
     // Last, because it takes away the ownership of our own files in /proc. Tasks run as the same user and
     // must not read this process's memory or take its socket through ptrace or pidfd_getfd.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    crash::point(Point::SupervisorReady);
     let ready = Reply::Ready {
         enforced: site.enforced,
         cgroups: site.description.clone(),

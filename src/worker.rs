@@ -22,8 +22,8 @@ mod progress;
 mod result;
 mod run;
 mod schedule;
-mod story;
-mod sweeper;
+pub(crate) mod story;
+pub(crate) mod sweeper;
 
 pub use instance::{Instance, InstanceError};
 
@@ -71,6 +71,11 @@ pub struct Shared {
 impl Shared {
     fn ack_wait(&self) -> Duration {
         Duration::from_secs_f64(self.config.lease.ack_wait_s)
+    }
+
+    /// The lesser of what its two connections know; a server tells only new ones.
+    fn max_payload(&self) -> usize {
+        self.bus.max_payload().min(self.sink.max_payload())
     }
 
     fn shed_delay(&self) -> Duration {
@@ -128,15 +133,21 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     let enforced = supervisor.capabilities().enforced;
     let mut stopping = stop.clone();
     let name = format!("windlass worker {}", instance.info.worker_id);
-    let bus = tokio::select! {
-        bus = Bus::connect(&config.bus, &name, Patience::Wait) => bus?,
+    // Output has a connection of its own: on a slow link a renewal must not wait behind a window of chunks.
+    let output = format!("{name} (output)");
+    let both = futures_util::future::try_join(
+        Bus::connect(&config.bus, &name, Patience::Wait),
+        Bus::connect(&config.bus, &output, Patience::Wait),
+    );
+    let (bus, sink) = tokio::select! {
+        buses = both => buses?,
         _ = stopping.wait_for(|s| *s >= Stop::Drain) => return Ok(()),
     };
     checked(&bus, &config, &mut stopping).await?;
     let (cancels, listening) = Cancels::listen(&bus).await?;
     let mut background = JoinSet::new();
     background.spawn(listening);
-    let sink = Arc::new(bus.clone());
+    let sink = Arc::new(sink);
     let shared =
         Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, enforced, stop, running: AtomicU32::new(0) });
     start_background(&shared, &mut background);
@@ -144,7 +155,7 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     let end = Dispatcher::new(Arc::clone(&shared)).run().await;
     background.shutdown().await;
     shared.supervisor.shutdown().await;
-    shared.bus.close().await;
+    futures_util::future::join(shared.bus.close(), shared.sink.close()).await;
     end
 }
 

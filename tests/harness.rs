@@ -4,12 +4,19 @@
 //! Server ── one nats-server for the run, or a private one to kill
 //! Fleet  ── one test: its own prefix and streams, workers as processes, an orchestrator that publishes and watches
 //! Checker ─ reads the streams and proves what the contract promises, for every task that the fleet was given
+//! Acks ──── overhears every acknowledgement: none may pass before its task's end is stored
 //! ```
 //! Rules: a wait is for a condition, has a deadline and is woken by what it waits for; no port is fixed; whatever a test
 //! starts dies with the test process, however that dies ([`watchdog`]).
 
+#[path = "harness/acks.rs"]
+pub mod acks;
 #[path = "harness/checker.rs"]
 pub mod checker;
+#[path = "harness/crew.rs"]
+pub mod crew;
+#[path = "harness/dice.rs"]
+pub mod dice;
 #[path = "harness/feed.rs"]
 pub mod feed;
 #[path = "harness/fleet.rs"]
@@ -18,8 +25,12 @@ pub mod fleet;
 pub mod job;
 #[path = "harness/leftovers.rs"]
 pub mod leftovers;
+#[path = "harness/litter.rs"]
+pub mod litter;
 #[path = "harness/orchestrator.rs"]
 pub mod orchestrator;
+#[path = "harness/proxy.rs"]
+pub mod proxy;
 #[path = "harness/server.rs"]
 pub mod server;
 #[path = "harness/watchdog.rs"]

@@ -20,6 +20,9 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[cfg(feature = "crash-points")]
+#[path = "integration/crash_points.rs"]
+mod crash_points;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]
@@ -32,12 +35,16 @@ mod flow;
 mod golden;
 #[path = "integration/invariants.rs"]
 mod invariants;
+#[path = "integration/leftovers.rs"]
+mod leftovers;
 #[path = "integration/limits.rs"]
 mod limits;
 #[path = "integration/many_workers.rs"]
 mod many_workers;
 #[path = "integration/native.rs"]
 mod native;
+#[path = "integration/network.rs"]
+mod network;
 #[path = "integration/output.rs"]
 mod output;
 #[path = "integration/python.rs"]
@@ -48,5 +55,9 @@ mod results;
 mod retry;
 #[path = "integration/sandbox.rs"]
 mod sandbox;
+#[path = "integration/server_faults.rs"]
+mod server_faults;
+#[path = "integration/soak.rs"]
+mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;

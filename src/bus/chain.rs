@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
+use tokio::time::Instant;
 
 use super::store::Stored;
 use super::{Bus, BusError};
+use crate::crash;
 use crate::retry::Delays;
 use crate::task::{Event, TaskId, Tenant};
 use crate::wire::event::{Encoded, Fit};
@@ -24,6 +26,9 @@ const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 const WRONG_LAST_SEQUENCE: u64 = 10071;
 /// "something is in flight on that subject": may hit the rightful writer.
 const IN_FLIGHT: u64 = 10164;
+
+/// Time after which events that cannot be read any more, although they were stored, are given up.
+const GONE: Duration = Duration::from_secs(3);
 
 /// The last event of a chain.
 #[derive(Debug, Clone, PartialEq)]
@@ -51,14 +56,14 @@ pub enum Appended {
 
 /// What the server's answer to an append means.
 #[derive(Debug, PartialEq, Eq)]
-enum Answer {
+pub(crate) enum Answer {
     Stored(u64),
     ReadBack,
     Again,
     Never,
 }
 
-fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
+pub(crate) fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
     match answer {
         Ok(stored) => Answer::Stored(stored.sequence),
         Err(BusError::Refused { code: WRONG_LAST_SEQUENCE | IN_FLIGHT, .. }) => Answer::ReadBack,
@@ -71,7 +76,7 @@ fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
 }
 
 /// What the chain's last event means for an append that expected `expected` and may have been stored.
-fn after_read_back(head: Option<&Head>, expected: u64, mine: &Encoded) -> Option<Appended> {
+pub(crate) fn after_read_back(head: Option<&Head>, expected: u64, mine: &Encoded) -> Option<Appended> {
     match head {
         Some(head) if head.event.nonce == mine.nonce && head.event.id == mine.id => Some(Appended::Stored(head.sequence)),
         Some(head) if head.sequence != expected => Some(Appended::Fenced),
@@ -139,7 +144,7 @@ impl Bus {
         }
         headers.insert(EXPECTED, expected.to_string());
         headers.insert(EXPECTED_SUBJECT, chain);
-        self.store(event.subject.clone(), headers, event.body.clone()).await
+        self.store(event.subject.clone(), headers, event.body.clone()).await.inspect(|_| crash::event_stored(event.kind))
     }
 
     /// Appends `event` to `chain` if its last event is `expected` (0: if it is empty). Sends the same bytes again until the
@@ -150,6 +155,7 @@ impl Bus {
     pub async fn append(&self, tenant: &Tenant, task_id: &TaskId, expected: u64, event: &Encoded) -> Result<Appended, BusError> {
         let chain = self.subjects().chain(tenant, task_id);
         let mut delays = Delays::new(Duration::from_millis(20), Duration::from_secs(2));
+        let mut gone: Option<Instant> = None;
         loop {
             let answer = self.append_once(&chain, expected, event).await;
             match (after_answer(&answer), answer) {
@@ -159,6 +165,14 @@ impl Bus {
                     Ok(head) => {
                         if let Some(fate) = after_read_back(head.as_ref(), expected, event) {
                             return Ok(fate);
+                        }
+                        // A leader that is new may not have read its log to the end: gone is what stays gone.
+                        if head.is_some() || expected == 0 {
+                            gone = None;
+                        } else if gone.get_or_insert_with(Instant::now).elapsed() > GONE {
+                            let stream = self.subjects().events_stream();
+                            tracing::error!(event = event.id, %stream, "the events before this one are gone, the stream was removed or went back in time: the task is given up here and runs again");
+                            return Ok(Appended::Fenced);
                         }
                     }
                     Err(error) => tracing::warn!(%error, event = event.id, "cannot read back an append, trying again"),
@@ -209,6 +223,17 @@ pub struct Link {
     pub prev_sha256: Option<String>,
 }
 
+impl Link {
+    /// The link that follows `head`, with the sequence that its append expects.
+    #[must_use]
+    pub fn after(head: Option<&Head>) -> (u64, Self) {
+        match head {
+            Some(head) => (head.sequence, Self { seq: head.event.seq + 1, prev_sha256: Some(head.sha256.clone()) }),
+            None => (0, Self { seq: 0, prev_sha256: None }),
+        }
+    }
+}
+
 /// The writing end of one task's chain, for whoever holds it now.
 #[derive(Debug)]
 pub struct ChainWriter {
@@ -226,10 +251,7 @@ impl ChainWriter {
     /// A writer that goes on after `head`.
     #[must_use]
     pub fn after(bus: Bus, tenant: Tenant, task_id: TaskId, encoding: Encoding, head: Option<&Head>) -> Self {
-        let (expected, link) = match head {
-            Some(head) => (head.sequence, Link { seq: head.event.seq + 1, prev_sha256: Some(head.sha256.clone()) }),
-            None => (0, Link { seq: 0, prev_sha256: None }),
-        };
+        let (expected, link) = Link::after(head);
         Self { bus, tenant, task_id, encoding, expected, link, unsettled: None }
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_nats::{ConnectErrorKind, ConnectOptions, Event, jetstream};
+use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerError, jetstream};
 use tokio::sync::watch;
 
 use super::{Bus, Inner, Subjects};
@@ -82,6 +82,9 @@ impl Bus {
             return Err(ConnectError::TooOld { version });
         }
         let timeout = Duration::from_secs_f64(config.request_timeout_s);
+        // Its own first event is no news: whoever asks from now on may take the next one for a new connection.
+        let mut first = connections.clone();
+        let _ = tokio::time::timeout(timeout, first.wait_for(|n| *n > 0)).await;
         let js = jetstream::context::ContextBuilder::new().timeout(timeout).build(client.clone());
         Ok(Self { inner: Arc::new(Inner { client, js, subjects: Subjects::new(&config.prefix), timeout, connections }) })
     }
@@ -95,14 +98,16 @@ pub(crate) fn version_of(text: &str) -> Option<(u64, u64, u64)> {
 }
 
 async fn attempt(config: &config::Bus, name: &str, connected: Arc<watch::Sender<u64>>) -> Result<async_nats::Client, ConnectError> {
+    let client = name.to_owned();
     let mut options = ConnectOptions::new()
         .name(name)
         .ping_interval(Duration::from_secs_f64(config.ping_interval_s))
         .request_timeout(Some(Duration::from_secs_f64(config.request_timeout_s)))
+        .connection_timeout(Duration::from_secs_f64(config.request_timeout_s))
         .reconnect_delay_callback(reconnect_delay)
         .event_callback(move |event| {
             // The library waits for this callback: it must not.
-            on_event(&event, &connected);
+            on_event(&client, &event, &connected);
             async {}
         });
     if !config.creds.is_empty() {
@@ -138,17 +143,36 @@ fn jitter() -> u32 {
     uuid::Uuid::now_v7().as_u128() as u32
 }
 
-fn on_event(event: &Event, connected: &watch::Sender<u64>) {
+fn on_event(client: &str, event: &Event, connected: &watch::Sender<u64>) {
     match event {
         Event::Connected => {
             connected.send_modify(|n| *n += 1);
-            tracing::info!("connected to NATS");
+            tracing::info!(client, "connected to NATS");
         }
-        Event::Disconnected => tracing::warn!("disconnected from NATS, reconnecting"),
-        Event::LameDuckMode => tracing::warn!("the NATS server is about to stop"),
-        Event::Draining | Event::Closed => tracing::debug!(%event, "connection to NATS"),
-        Event::SlowConsumer(_) | Event::ServerError(_) | Event::ClientError(_) => tracing::warn!(%event, "connection to NATS"),
+        Event::Disconnected => tracing::warn!(client, "disconnected from NATS, reconnecting"),
+        Event::LameDuckMode => tracing::warn!(client, "the NATS server is about to stop; going on with another as soon as it does"),
+        Event::Draining | Event::Closed => tracing::debug!(client, %event, "connection to NATS"),
+        Event::ServerError(error) => said_by_server(client, error),
+        Event::SlowConsumer(_) | Event::ClientError(_) => tracing::warn!(client, %event, "connection to NATS"),
     }
+}
+
+/// What a server says without being asked, with what an operator can do about it.
+fn said_by_server(client: &str, error: &ServerError) {
+    let text = error.to_string();
+    let lower = text.to_lowercase();
+    let advice = if lower.contains("permissions violation") {
+        "the credentials lack a right that this role needs: grant it (see the permission lists of docs/protocol.md); nothing needs to be restarted"
+    } else if lower.contains("authorization violation") || lower.contains("authentication") {
+        "the credentials are not, or no longer, accepted: renew them; nothing needs to be restarted if the file keeps its place"
+    } else if lower.contains("maximum connections") || lower.contains("maximum account active connections") {
+        "the server takes no more connections: raise max_connections; trying again"
+    } else if lower.contains("maximum payload") {
+        "something larger than max_payload was sent: it is sent again, shortened where that can be done"
+    } else {
+        "see the server's log"
+    };
+    tracing::error!(client, error = text, advice, "NATS refuses");
 }
 
 #[cfg(test)]

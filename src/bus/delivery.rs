@@ -5,12 +5,13 @@
 
 use std::time::Duration;
 
+use async_nats::connection::State;
 use async_nats::{HeaderMap, Message, Request, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::store::request_error;
 use super::{Bus, BusError};
+use crate::crash::{self, Point};
 use crate::task::Time;
 
 /// One delivery.
@@ -64,13 +65,17 @@ impl Delivery {
 
     /// Removes the message from the queue; confirmed.
     pub(crate) async fn ack(&self) -> Result<(), BusError> {
-        self.answer("+ACK".into()).await
+        self.answer("+ACK".into()).await.inspect(|()| crash::point(Point::AckSent))
     }
 
-    /// Gives the message back, to be handed out again after `delay`; confirmed.
+    /// Gives the message back, to be handed out again after `delay`; confirmed. Refused while the connection is away: the
+    /// client would send it when it is back, however late, and so take the message from whoever runs it then.
     pub(crate) async fn nak(&self, delay: Duration) -> Result<(), BusError> {
+        if self.bus.inner.client.connection_state() != State::Connected {
+            return Err(BusError::NoResponders { what: format!("the delivery of {}", self.subject) });
+        }
         let body = if delay.is_zero() { "-NAK".to_owned() } else { format!("-NAK {{\"delay\":{}}}", delay.as_nanos()) };
-        self.answer(body.into()).await
+        self.answer(body.into()).await.inspect(|()| crash::point(Point::NakSent))
     }
 
     /// Starts `ack_wait` anew; confirmed.
@@ -79,10 +84,8 @@ impl Delivery {
     }
 
     async fn answer(&self, body: Bytes) -> Result<(), BusError> {
-        let request = Request::new().payload(body).timeout(Some(self.bus.inner.timeout));
-        match self.bus.inner.client.send_request(self.reply.clone(), request).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(request_error(&error, &format!("the delivery of {}", self.subject))),
-        }
+        let what = format!("the delivery of {}", self.subject);
+        let request = Request::new().payload(body);
+        self.bus.ask(self.reply.to_string(), request, self.bus.inner.timeout, &what).await.map(|_| ())
     }
 }

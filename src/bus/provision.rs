@@ -234,6 +234,34 @@ pub async fn apply(bus: &Bus, config: &Config) -> Result<Vec<Change>, BusError> 
     Ok(changes)
 }
 
+/// What was found where a consumer did not answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restored {
+    /// It is there.
+    Present,
+    /// It was gone, and is there again; the messages of its queue are handed out anew.
+    Made,
+}
+
+/// Makes a class's consumer anew when somebody removed it: nothing is kept in it that cannot be had again.
+///
+/// # Errors
+/// When the stream is gone too: what is lost with it, only an operator can decide. Or when the server refuses.
+pub async fn restore_consumer(bus: &Bus, config: &Config, class: &ClassName, priority: Priority) -> Result<Restored, BusError> {
+    let name = Subjects::consumer(class, priority);
+    if consumer_config(bus, &name).await?.is_some() {
+        return Ok(Restored::Present);
+    }
+    let stream = bus.subjects().tasks_stream();
+    if stream_config(bus, &stream).await?.is_none() {
+        let what = format!("stream {stream}");
+        return Err(BusError::Refused { what, code: 10059, text: "stream not found".to_owned() });
+    }
+    let Some((_, consumer)) = consumers(bus.subjects(), config).into_iter().find(|(n, _)| *n == name) else { return Ok(Restored::Present) };
+    let what = format!("consumer {name}");
+    bus.inner.js.create_consumer_on_stream(consumer, stream).await.map(|_| Restored::Made).map_err(|e| refused(&e, what))
+}
+
 /// Checks that streams and consumers keep the contract.
 ///
 /// # Errors

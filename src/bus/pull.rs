@@ -46,8 +46,22 @@ pub enum Pulled {
         /// Permits that no message came for.
         unused: u32,
         /// Why, when it is not just that nothing was there.
-        trouble: Option<String>,
+        trouble: Option<Trouble>,
     },
+}
+
+/// Why a request ended before its time.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// The connection was made anew: the server forgot the request.
+    #[error("the connection was made anew")]
+    Reconnected,
+    /// Nothing was heard of it.
+    #[error("no answer; may this worker publish to $JS.API.CONSUMER.MSG.NEXT.>, and subscribe to _INBOX.>?")]
+    Silent,
+    /// The server ended it.
+    #[error("{0}")]
+    Status(String),
 }
 
 impl Bus {
@@ -115,16 +129,16 @@ impl Puller {
                     if changed.is_err() {
                         return Err(BusError::Closed { what: self.api.clone() });
                     }
-                    return Ok(self.end(Some("the connection was made anew".to_owned())));
+                    return Ok(self.end(Some(Trouble::Reconnected)));
                 }
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    return Ok(self.end(Some("no answer".to_owned())));
+                    return Ok(self.end(Some(Trouble::Silent)));
                 }
             }
         }
     }
 
-    fn end(&mut self, trouble: Option<String>) -> Pulled {
+    fn end(&mut self, trouble: Option<Trouble>) -> Pulled {
         Pulled::Ended { unused: self.open.take().map_or(0, |open| open.left), trouble }
     }
 
@@ -142,6 +156,6 @@ impl Puller {
         }
         let quiet = status == StatusCode::NOT_FOUND || status == StatusCode::TIMEOUT;
         let text = message.description.unwrap_or_default();
-        Some(self.end((!quiet).then(|| format!("{status} {text}"))))
+        Some(self.end((!quiet).then(|| Trouble::Status(format!("{status} {text}")))))
     }
 }

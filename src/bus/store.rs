@@ -3,12 +3,15 @@
 //! A publish is a request here. The library's publish futures map only some error codes, hand dropped ones to a
 //! background task that forgets failures, and count a 503 as "stream not found", which a leaderless stream also gives.
 
+use std::time::Duration;
+
 use async_nats::client::{RequestError, RequestErrorKind};
-use async_nats::{HeaderMap, Request};
+use async_nats::{HeaderMap, Message, Request};
 use bytes::Bytes;
 use serde::Deserialize;
 
 use super::{Bus, BusError};
+use crate::crash::{self, Point};
 use crate::report::{ChunkSink, SinkError};
 
 /// Proof that a message is stored.
@@ -45,12 +48,33 @@ impl Bus {
     /// # Errors
     /// [`BusError::TimedOut`] leaves open whether it is stored; the others say that it is not.
     pub async fn store(&self, subject: String, headers: HeaderMap, body: Bytes) -> Result<Stored, BusError> {
+        let request = Request::new().headers(headers).payload(body);
+        self.store_request(subject, request, self.inner.timeout).await
+    }
+
+    async fn store_request(&self, subject: String, request: Request, within: Duration) -> Result<Stored, BusError> {
         let what = subject.clone();
-        let request = Request::new().headers(headers).payload(body).timeout(Some(self.inner.timeout));
-        let reply = self.inner.client.send_request(subject, request).await.map_err(|e| request_error(&e, &what))?;
+        let reply = self.ask(subject, request, within, &what).await?;
         understand(&reply.payload, what)
     }
+
+    /// Asks, and gives up when the answer can only be late, or when the connection was made anew: what was asked by the old
+    /// one has no answer any more, and who asks again at once does not lose the rest of its time.
+    pub(super) async fn ask(&self, subject: String, request: Request, within: Duration, what: &str) -> Result<Message, BusError> {
+        let mut connections = self.connections();
+        connections.mark_unchanged();
+        let asked = self.inner.client.send_request(subject, request.timeout(Some(within)));
+        // Both arms are cancel safe as far as anything here is: it stays open whether what was asked has happened.
+        tokio::select! {
+            reply = asked => reply.map_err(|e| request_error(&e, what)),
+            Ok(()) = connections.changed() => Err(BusError::TimedOut { what: what.to_owned() }),
+        }
+    }
 }
+
+/// An answer to output may take so many times as long as to anything else: on a slow link a whole window is on its way
+/// before it, and to send it again would only make the link slower.
+const PATIENCE_WITH_OUTPUT: u32 = 4;
 
 fn understand(payload: &[u8], what: String) -> Result<Stored, BusError> {
     let answer: Answer =
@@ -82,9 +106,14 @@ impl ChunkSink for Bus {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Msg-Id", msg_id);
         headers.insert("Content-Type", content_type);
-        match self.store(subject, headers, body).await {
-            Ok(_) => Ok(()),
+        let request = Request::new().headers(headers).payload(body);
+        match self.store_request(subject, request, self.inner.timeout * PATIENCE_WITH_OUTPUT).await {
+            Ok(_) => {
+                crash::point(Point::ChunkStored);
+                Ok(())
+            }
             Err(error @ (BusError::TooLarge { .. } | BusError::Closed { .. })) => Err(SinkError::Refused(error.to_string())),
+            Err(error @ BusError::TimedOut { .. }) => Err(SinkError::Silent(error.to_string())),
             Err(error) => Err(SinkError::Retry(error.to_string())),
         }
     }

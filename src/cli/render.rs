@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::output::Style;
 use crate::bus::chain::Head;
-use crate::task::chain::RunState;
 use crate::task::Profile;
+use crate::task::chain::RunState;
 use crate::task::limits::{Limits, Usage};
 use crate::task::{ByteSize, Event, EventKind, Time};
 

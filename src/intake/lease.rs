@@ -4,14 +4,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::bus::chain::Head;
 use crate::bus::delivery::Delivery;
 use crate::bus::{Bus, BusError};
+use crate::crash::{self, Point};
 use crate::report::Receipt;
 use crate::retry::Delays;
 use crate::task::{TaskId, Tenant};
 
 /// Tries of an answer that ends a lease. Losing it is harmless: the next owner sees that the task is over.
-const END_TRIES: u32 = 8;
+const ACK_TRIES: u32 = 8;
+/// A nak is sent once. One whose answer was lost has been obeyed: a second one would hand out what another worker runs by
+/// then, and end its attempt. Without any, the message comes back after `ack_wait`.
+pub(crate) const NAK_TRIES: u32 = 1;
 
 /// Holds a message until the task's fate is stored.
 #[derive(Debug)]
@@ -34,12 +39,12 @@ impl Lease {
 
     /// Removes the message from the queue.
     pub async fn ack(self, _receipt: Receipt) {
-        self.end("ack", || self.delivery.ack()).await;
+        self.end("ack", ACK_TRIES, || self.delivery.ack()).await;
     }
 
     /// Gives the message back, to be handed out again after `delay`.
     pub async fn give_back(self, delay: Duration) {
-        self.end("give back", || self.delivery.nak(delay)).await;
+        self.end("give back", NAK_TRIES, || self.delivery.nak(delay)).await;
     }
 
     /// Sends nothing: the message is another worker's now, or will be when `ack_wait` is over.
@@ -47,9 +52,9 @@ impl Lease {
         tracing::debug!(subject = self.delivery.subject, "lease forsaken");
     }
 
-    async fn end<F: Future<Output = Result<(), BusError>>>(&self, what: &str, answer: impl Fn() -> F) {
+    async fn end<F: Future<Output = Result<(), BusError>>>(&self, what: &str, tries: u32, answer: impl Fn() -> F) {
         let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
-        for left in (0..END_TRIES).rev() {
+        for left in (0..tries).rev() {
             match answer().await {
                 Ok(()) => return,
                 Err(error) if left == 0 => tracing::warn!(%error, subject = self.delivery.subject, "cannot {what}; the next owner will"),
@@ -126,8 +131,14 @@ impl Renewer {
     /// One renewal; false when the chain is somebody else's.
     async fn renew(&self) -> Result<bool, BusError> {
         self.delivery.progress().await?;
+        crash::point(Point::Renewing);
         let head = self.bus.head(&self.tenant, &self.task_id).await?;
-        // A terminal event of our own nonce is ours as well: it is being committed.
-        Ok(head.is_none_or(|head| head.event.nonce == self.nonce))
+        Ok(is_ours(head.as_ref(), &self.nonce))
     }
+}
+
+/// Whether a chain that ends with `head` is that of the attempt with `nonce`. A terminal event of it is ours as well: it is
+/// being committed.
+pub(crate) fn is_ours(head: Option<&Head>, nonce: &str) -> bool {
+    head.is_none_or(|head| head.event.nonce == nonce)
 }

@@ -109,7 +109,7 @@ impl ChunkSink for FakeSink {
 
 impl FakeSink {
     async fn answer(&self, subject: String, msg_id: &str, nth: usize, body: Bytes) -> Result<(), SinkError> {
-        let lost = || Err(SinkError::Retry("no answer".to_owned()));
+        let lost = || Err(SinkError::Silent("no answer".to_owned()));
         match (self.script)(msg_id, nth) {
             Answer::Retry => return lost(),
             Answer::Refused => return Err(SinkError::Refused("maximum payload".to_owned())),

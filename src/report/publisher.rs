@@ -1,19 +1,24 @@
-//! Brings chunks to the sink: a window in flight, each repeated with the same bytes until it is confirmed.
+//! Brings chunks to the sink: a few in flight, each repeated with the same bytes until it is confirmed. How many is the
+//! link's to say, see [`Pace`].
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::chunker::{Chunker, Prepared};
 use super::fault::{Fault, Faults};
 use super::gauge::Gauge;
+use super::pace::Pace;
 use super::spool::{Reader, Spool};
 use super::{ChunkSink, SinkError};
+use crate::crash::{self, Point};
 use crate::retry::Delays;
 use crate::task::event::Manifest;
 
@@ -78,16 +83,18 @@ impl<S: ChunkSink> Publisher<S> {
         let mut resting = Some(stage);
         let mut ready: VecDeque<Prepared> = VecDeque::new();
         let mut in_flight = FuturesUnordered::new();
+        let mut again: VecDeque<Letter> = VecDeque::new();
+        let mut pace = Pace::new(self.window);
         let mut buffered = 0;
         loop {
-            while in_flight.len() < self.window
-                && let Some(chunk) = ready.pop_front()
+            while pace.allows(in_flight.len())
+                && let Some(what) = again.pop_front().map(What::Again).or_else(|| ready.pop_front().map(What::New))
             {
-                in_flight.push(deliver(Arc::clone(&self.sink), chunk));
+                in_flight.push(deliver(Arc::clone(&self.sink), what));
             }
             if let Some(stage) = resting.take() {
                 let ended = stage.reader.ended() || stage.reader.was_silent();
-                if ended && ready.is_empty() && in_flight.is_empty() {
+                if ended && ready.is_empty() && again.is_empty() && in_flight.is_empty() {
                     return Ok(Some(stage.chunker.manifest()));
                 }
                 if !ended && ready.len() < AHEAD && self.spool.has_work() {
@@ -108,7 +115,23 @@ impl<S: ChunkSink> Publisher<S> {
                     resting = Some(stage);
                 }
                 // Cancel safe: a stream; the futures stay in it.
-                Some(confirmed) = in_flight.next() => buffered -= confirmed?,
+                Some(delivered) = in_flight.next() => match delivered? {
+                    Delivered::Confirmed { len, sent } => {
+                        buffered -= len;
+                        pace.confirmed(sent, Instant::now());
+                        crash::point(Point::BetweenChunks);
+                    }
+                    Delivered::Not { letter, sent, silent, reason } => {
+                        if silent {
+                            pace.silent(sent, Instant::now());
+                        }
+                        if pace.speaks(Instant::now()) {
+                            let msg_id = &letter.msg_id;
+                            tracing::warn!(%msg_id, %reason, "output is not stored yet, sending it again; its task cannot end before");
+                        }
+                        again.push_back(letter);
+                    }
+                },
                 // Cancel safe: the notification is kept.
                 () = self.spool.changed() => {}
                 // Chunks in flight are dropped: nobody will count them.
@@ -133,8 +156,30 @@ async fn joined(preparing: &mut Option<Preparing>) -> Result<(Stage, Result<Vec<
     }
 }
 
-/// Publishes one chunk until it is confirmed; returns the output in it.
-async fn deliver<S: ChunkSink>(sink: Arc<S>, mut chunk: Prepared) -> Result<usize, Fault> {
+/// A chunk in the words of the sink, the same each time.
+struct Letter {
+    subject: String,
+    msg_id: String,
+    content_type: &'static str,
+    body: Bytes,
+    len: usize,
+    delays: Delays,
+}
+
+enum What {
+    New(Prepared),
+    Again(Letter),
+}
+
+/// What became of one try.
+enum Delivered {
+    /// Stored; so much output was in it.
+    Confirmed { len: usize, sent: Instant },
+    /// Perhaps not stored. Its delay is over.
+    Not { letter: Letter, sent: Instant, silent: bool, reason: String },
+}
+
+async fn write(mut chunk: Prepared) -> Result<Letter, Fault> {
     let (subject, msg_id) = (std::mem::take(&mut chunk.subject), std::mem::take(&mut chunk.msg_id));
     let (len, content_type) = (chunk.len(), chunk.encoding.content_type());
     // Bodies are written side by side, small ones at once.
@@ -143,15 +188,31 @@ async fn deliver<S: ChunkSink>(sink: Arc<S>, mut chunk: Prepared) -> Result<usiz
     } else {
         spawn_blocking(move || chunk.body()).await.map_err(|e| Fault::Internal(e.to_string()))??
     };
-    let mut delays = Delays::new(FIRST_DELAY, LONGEST_DELAY);
-    loop {
-        match sink.publish(subject.clone(), msg_id.clone(), content_type, body.clone()).await {
-            Ok(()) => return Ok(len),
-            Err(SinkError::Refused(reason)) => return Err(Fault::Refused { msg_id, reason }),
-            Err(SinkError::Retry(reason)) => {
-                tracing::debug!(%msg_id, %reason, "chunk not confirmed");
-                delays.wait().await;
+    Ok(Letter { subject, msg_id, content_type, body, len, delays: Delays::new(FIRST_DELAY, LONGEST_DELAY) })
+}
+
+/// Publishes one chunk once.
+async fn deliver<S: ChunkSink>(sink: Arc<S>, what: What) -> Result<Delivered, Fault> {
+    let again = matches!(what, What::Again(_));
+    let mut letter = match what {
+        What::New(chunk) => write(chunk).await?,
+        What::Again(letter) => letter,
+    };
+    crash::point(Point::ChunkReady);
+    let sent = Instant::now();
+    let answer = sink.publish(letter.subject.clone(), letter.msg_id.clone(), letter.content_type, letter.body.clone()).await;
+    let (silent, reason) = match answer {
+        Ok(()) => {
+            if again {
+                crash::point(Point::SpoolReplay);
             }
+            return Ok(Delivered::Confirmed { len: letter.len, sent });
         }
-    }
+        Err(SinkError::Refused(reason)) => return Err(Fault::Refused { msg_id: letter.msg_id, reason }),
+        Err(SinkError::Silent(reason)) => (true, reason),
+        Err(SinkError::Retry(reason)) => (false, reason),
+    };
+    tracing::debug!(msg_id = letter.msg_id, %reason, "chunk not confirmed");
+    letter.delays.wait().await;
+    Ok(Delivered::Not { letter, sent, silent, reason })
 }

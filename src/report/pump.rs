@@ -14,6 +14,7 @@ use super::lane::{Lane, Record};
 use super::local::LocalLog;
 use super::spool::{Spool, Writer};
 use super::tail::StderrTail;
+use crate::crash::{self, Point};
 use crate::task::log_chunk::LogStream;
 
 /// Records that may wait, in chunks, while others are being written; then the pipes are not read until the disk has
@@ -122,6 +123,9 @@ impl Pump {
         let lane = &mut self.lanes[lane];
         match result {
             Ok(n) => {
+                if n > 0 {
+                    crash::point(Point::OutputRead);
+                }
                 // Masking belongs here: before tail, local copy and spool see the bytes.
                 if lane.stream == LogStream::Stderr {
                     self.context.stderr_tail.push(lane.newest(n));

@@ -18,6 +18,7 @@ use super::life::{Event, Life, Step};
 use super::protocol::{ExitReport, Reply, Request, SpawnError, SpawnRequest};
 use super::sys::{self, Origin, Reaped};
 use super::tree::{self, Tree};
+use crate::crash::{self, Point};
 use crate::execute::native::cgroup::{Entrance, Site};
 use crate::execute::native::sandbox::User;
 
@@ -79,6 +80,7 @@ impl Server {
     /// Serves until the worker is gone; then kills and removes everything.
     pub(super) fn run(mut self) -> io::Result<()> {
         while self.turn()? {}
+        crash::point(Point::Orphaned);
         self.site.kill_all();
         let now = Instant::now();
         for id in self.ids() {
@@ -143,6 +145,7 @@ impl Server {
             };
             self.report(id);
             self.ending(id);
+            crash::point(Point::Reaped);
             let Some(task) = self.tasks.get_mut(&id) else { continue };
             task.reaped = Some(reaped);
             task.status = None;
@@ -248,6 +251,7 @@ impl Server {
             give(&stdio, user);
         }
         let mut group = self.site.create(&request.cgroup, request.limits.io.is_some() && request.limits.enforced)?;
+        crash::point(Point::CgroupMade);
         let started = self
             .site
             .limit(&group, &request.limits, Path::new(&request.cwd))
@@ -274,6 +278,7 @@ impl Server {
             failed: None,
             reaped: None,
         };
+        crash::point(Point::Cloned);
         self.by_pid.insert(pid, request.id);
         self.tasks.insert(request.id, task);
         Ok(())
@@ -322,10 +327,12 @@ impl Server {
                 Step::Wait => return,
                 Step::Terminate => {
                     task.tree.terminate(&self.site);
+                    crash::point(Point::Terminated);
                     return;
                 }
                 Step::Kill => {
                     task.tree.kill(&self.site);
+                    crash::point(Point::Killed);
                     return;
                 }
                 Step::Bury => match bury(task, &self.site) {
@@ -344,6 +351,7 @@ impl Server {
 
     fn buried(&mut self, id: u64, report: ExitReport) {
         let Some(task) = self.tasks.remove(&id) else { return };
+        crash::point(Point::Buried);
         match task.failed {
             Some(error) => self.reply(&Reply::Refused { id, error }),
             None => self.reply(&Reply::Exited { id, report }),

@@ -130,7 +130,9 @@ pub(super) fn judge(
         Err(ReportError { fault, published, .. }) => {
             let reason = match fault {
                 Fault::DiskFull { .. } => Reason::DiskFull,
-                Fault::Spool { .. } | Fault::Pipe { .. } | Fault::Refused { .. } | Fault::Internal(_) => Reason::Internal,
+                // Somebody lowered max_payload under way: the next attempt cuts smaller chunks.
+                Fault::Refused { .. } => Reason::OutputFailed,
+                Fault::Spool { .. } | Fault::Pipe { .. } | Fault::Internal(_) => Reason::Internal,
             };
             (account.reason, account.error, account.phase) = (reason, Some(format!("output is incomplete: {fault}")), "finalize");
             (account.manifest, account.chunks) = published.map(|p| *p).unzip();

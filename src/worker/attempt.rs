@@ -20,7 +20,8 @@ use crate::bus::BusError;
 use crate::bus::chain::{ChainEnd, ChainWriter, Head};
 use crate::bus::control::{CancelRequest, CancelWatch};
 use crate::bus::delivery::Delivery;
-use crate::claim::{Attempt, Decision, Ending, Situation, decide};
+use crate::claim::{Attempt, Decision, Ending, Letter, Situation, decide, is_stale, letter};
+use crate::crash::{self, Point};
 use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
@@ -39,7 +40,10 @@ pub(super) enum LeaseEnd {
 impl LeaseEnd {
     async fn end(self, lease: Lease) {
         match self {
-            Self::Ack(receipt) => lease.ack(receipt).await,
+            Self::Ack(receipt) => {
+                crash::point(Point::Committed);
+                lease.ack(receipt).await;
+            }
             Self::GiveBack(delay) => lease.give_back(delay).await,
             Self::Forsake => lease.forsake(),
         }
@@ -49,6 +53,7 @@ impl LeaseEnd {
 /// Takes one delivery to its end. `permit` is held throughout.
 pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit) {
     let lease = Lease::new(delivery);
+    crash::point(Point::Pulled);
     shared.running.fetch_add(1, Ordering::Relaxed);
     let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
         Err(poison) => bury_poison(&shared, lease.delivery(), poison).await,
@@ -56,6 +61,21 @@ pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit
     };
     end.end(lease).await;
     shared.running.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Gives back a delivery that nobody waits for any more, unless its task runs on a later one by now: handed out again, it
+/// would end a healthy attempt.
+pub async fn hand_back(shared: Arc<Shared>, delivery: Delivery) {
+    let lease = Lease::new(delivery);
+    let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
+        Err(_) => LeaseEnd::GiveBack(Duration::ZERO),
+        Ok(task) => match patiently(&shared, &lease, || shared.bus.head(&task.tenant, &task.task_id)).await {
+            Some(Some(head)) if is_stale(&head, lease.delivery().deliveries, lease.delivery().submitted_at) => LeaseEnd::Forsake,
+            Some(_) => LeaseEnd::GiveBack(Duration::ZERO),
+            None => LeaseEnd::Forsake,
+        },
+    };
+    end.end(lease).await;
 }
 
 fn situation<'a>(
@@ -70,6 +90,7 @@ fn situation<'a>(
 }
 
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
+    crash::point(Point::Decoded);
     let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
     let plan = plan::plan(task, class, shared.enforced);
     // Listen first, then read what is stored: so no request is missed.
@@ -81,7 +102,11 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     let stored = stored.or_else(|| cancel.heard());
     let decision = decide(&situation(lease, task, &plan, head.as_ref(), stored.as_ref()));
     match (decision, plan) {
-        (Decision::AlreadyOver(over), _) => LeaseEnd::Ack(Receipt::of_end(over)),
+        (Decision::AlreadyOver(over, None), _) => LeaseEnd::Ack(Receipt::of_end(over)),
+        (Decision::AlreadyOver(_, Some(reason)), _) => {
+            let error = head.and_then(|head| head.event.error).unwrap_or_default();
+            bury(shared, lease.delivery(), reason, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+        }
         (Decision::IdReused, _) => {
             let error = format!(
                 "task_id: {:?} was used before by a task with other content; a task's id is its own for ever",
@@ -102,6 +127,9 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         // A plan that was rejected never leads to a start.
         (Decision::Start(_), Err(_)) => LeaseEnd::Forsake,
         (Decision::Start(number), Ok(plan)) => {
+            if number.number > 1 {
+                crash::point(Point::TakeoverDecided);
+            }
             let started = start(shared, lease, task, &plan, number, head.as_ref(), permit, &mut cancel).await;
             // Somebody else was faster.
             started.unwrap_or(LeaseEnd::Forsake)
@@ -132,7 +160,7 @@ async fn first_delivery(
         Decision::Start(number) if permit.resize(need(accepted)) => {
             start(shared, lease, task, accepted, number, None, permit, cancel).await
         }
-        Decision::Start(_) | Decision::AlreadyOver(_) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
+        Decision::Start(_) | Decision::AlreadyOver(..) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
             None
         }
     }
@@ -203,7 +231,10 @@ async fn bury(shared: &Shared, delivery: &Delivery, reason: Reason, error: &str)
     let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
         match tokio::time::timeout_at(deadline, shared.bus.bury(delivery, &shared.instance.info.worker_id, reason, error)).await {
-            Ok(Ok(letter)) => return Some(Receipt::of_dead_letter(letter)),
+            Ok(Ok(letter)) => {
+                crash::point(Point::LetterStored);
+                return Some(Receipt::of_dead_letter(letter));
+            }
             Ok(Err(BusError::TooLarge { what, text })) => {
                 // Only the headers that a dead letter adds can have made it too large: rather keep it queued than lose it.
                 tracing::error!(what, text, "a dead letter does not fit into max_payload");
@@ -241,13 +272,23 @@ async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, poison: Poison) 
 
 /// Ends a task that is not run.
 async fn end_unrun(shared: &Arc<Shared>, delivery: &Delivery, mut writer: ChainWriter, story: &Story, ending: &Ending) -> LeaseEnd {
-    let dead =
-        matches!(ending.reason, Reason::InvalidAssignment | Reason::PolicyRefused | Reason::Unschedulable | Reason::AttemptsExhausted);
-    if dead && bury(shared, delivery, ending.reason, &ending.error).await.is_none() {
+    let bury = || bury(shared, delivery, ending.reason, &ending.error);
+    if letter(ending.reason) == Letter::First && bury().await.is_none() {
         return LeaseEnd::Forsake;
     }
     let encoded = writer.encode(|link| story.not_run(ending.reason, &ending.error, ending.hint.as_deref(), link));
-    append_end(&mut writer, encoded, None).await
+    let end = append_end(&mut writer, encoded, None).await;
+    match (letter(ending.reason), end) {
+        (Letter::After, LeaseEnd::Ack(_)) => {
+            crash::point(Point::LetterOwed);
+            bury().await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+        }
+        (Letter::First, end) => {
+            crash::point(Point::LetterTold);
+            end
+        }
+        (Letter::After | Letter::None, end) => end,
+    }
 }
 
 /// Appends a terminal event and makes the receipt. `chunks` belongs to the manifest that the event carries, if it has one.

@@ -12,9 +12,9 @@ use super::capacity::{Need, Permit};
 use super::schedule::{Ask, Schedule};
 use super::{Shared, Stop, WorkerError, attempt};
 use crate::bus::delivery::Delivery;
-use crate::bus::pull::{Pulled, Puller};
+use crate::bus::provision::{self, Restored};
+use crate::bus::pull::{Pulled, Puller, Trouble};
 use crate::bus::{BusError, Subjects};
-use crate::intake::Lease;
 use crate::retry::Delays;
 use crate::task::{ClassName, Priority};
 
@@ -90,7 +90,8 @@ impl Dispatcher {
                 let puller = self.shared.bus.puller(&Subjects::consumer(class, priority)).await?;
                 let (sender, receiver) = mpsc::channel(1);
                 let id = QueueId { class: class.clone(), queue };
-                self.queues.spawn(queue_task(id, puller, receiver, self.pulled_sender.clone()));
+                let queue = Queue { shared: Arc::clone(&self.shared), id, priority, said: None };
+                self.queues.spawn(queue.run(puller, receiver, self.pulled_sender.clone()));
                 asks.push(sender);
             }
             let lane = Lane {
@@ -136,17 +137,17 @@ impl Dispatcher {
                 lane.promised[id.queue].clear();
                 lane.schedule.ended(id.queue, unused, Instant::now());
                 if let Some(trouble) = trouble {
-                    tracing::debug!(class = %id.class, queue = id.queue, trouble, "pull ended");
+                    tracing::debug!(class = %id.class, queue = id.queue, %trouble, "pull ended");
                 }
             }
         }
     }
 
     fn give_back(&mut self, delivery: Delivery) {
-        self.attempts.spawn(async move { Lease::new(delivery).give_back(Duration::ZERO).await });
+        self.attempts.spawn(attempt::hand_back(Arc::clone(&self.shared), delivery));
     }
 
-    /// No new work: what comes in is given back at once, what runs gets its time.
+    /// No new work: what comes in is given back, what runs gets its time.
     async fn drain(mut self) -> Result<(), WorkerError> {
         tracing::info!(running = self.attempts.len(), "draining");
         for lane in self.lanes.values_mut() {
@@ -162,7 +163,7 @@ impl Dispatcher {
             tokio::select! {
                 pulled = self.pulled.recv(), if queues_open => match pulled {
                     Some((_, Pulled::Delivery(delivery))) => {
-                        attempts.spawn(async move { Lease::new(*delivery).give_back(Duration::ZERO).await });
+                        attempts.spawn(attempt::hand_back(Arc::clone(&shared), *delivery));
                     }
                     Some((_, Pulled::Ended { .. })) => {}
                     None => queues_open = false,
@@ -215,34 +216,71 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
 }
 
 /// Serves one queue: one request at a time, everything that arrives is passed on.
-async fn queue_task(
+struct Queue {
+    shared: Arc<Shared>,
     id: QueueId,
-    mut puller: Puller,
-    mut asks: mpsc::Receiver<(u32, Option<Duration>)>,
-    pulled: mpsc::Sender<(QueueId, Pulled)>,
-) -> Result<(), BusError> {
-    let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
-    let mut closing = false;
-    while !closing || puller.is_open() {
-        // Both arms are cancel safe.
-        tokio::select! {
-            ask = asks.recv(), if !closing => match ask {
-                Some((batch, wait)) => puller.ask(batch, wait).await?,
-                None => closing = true,
-            },
-            event = puller.next() => {
-                let event = event?;
-                if let Pulled::Ended { trouble: Some(_), .. } = &event {
-                    // Nobody there, a leader change, too many waiting: not as fast as the loop can turn.
-                    delays.wait().await;
-                } else {
-                    delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
-                }
-                if pulled.send((id.clone(), event)).await.is_err() {
-                    return Ok(());
+    priority: Priority,
+    /// When its trouble was last said.
+    said: Option<Instant>,
+}
+
+/// Shortest time between two words to the operator about a queue that cannot be asked.
+const QUIET: Duration = Duration::from_secs(30);
+
+impl Queue {
+    async fn run(
+        mut self,
+        mut puller: Puller,
+        mut asks: mpsc::Receiver<(u32, Option<Duration>)>,
+        pulled: mpsc::Sender<(QueueId, Pulled)>,
+    ) -> Result<(), BusError> {
+        let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
+        let mut closing = false;
+        while !closing || puller.is_open() {
+            // Both arms are cancel safe.
+            tokio::select! {
+                ask = asks.recv(), if !closing => match ask {
+                    Some((batch, wait)) => puller.ask(batch, wait).await?,
+                    None => closing = true,
+                },
+                event = puller.next() => {
+                    let event = event?;
+                    if let Pulled::Ended { trouble: Some(trouble), .. } = &event {
+                        if !closing {
+                            self.mend(trouble).await;
+                        }
+                        // Nobody there, a leader change, too many waiting: not as fast as the loop can turn.
+                        delays.wait().await;
+                    } else {
+                        delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
+                    }
+                    if pulled.send((self.id.clone(), event)).await.is_err() {
+                        return Ok(());
+                    }
                 }
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    /// A request ended badly: says so, and makes the consumer anew when it is gone.
+    async fn mend(&mut self, trouble: &Trouble) {
+        // The connection's own words are enough.
+        if *trouble == Trouble::Reconnected {
+            return;
+        }
+        let class = &self.id.class;
+        let restored = match trouble {
+            Trouble::Status(_) => provision::restore_consumer(&self.shared.bus, &self.shared.config, class, self.priority).await,
+            Trouble::Silent | Trouble::Reconnected => Ok(Restored::Present),
+        };
+        let quiet = self.said.is_some_and(|said| said.elapsed() < QUIET);
+        match restored {
+            Ok(Restored::Made) => tracing::warn!(%class, priority = %self.priority, %trouble, "its consumer was gone: made anew"),
+            Ok(Restored::Present) | Err(_) if quiet => return,
+            Ok(Restored::Present) => tracing::warn!(%class, priority = %self.priority, %trouble, "cannot pull, trying again"),
+            Err(error) => tracing::error!(%class, priority = %self.priority, %error, "cannot pull, trying again"),
+        }
+        self.said = Some(Instant::now());
+    }
 }

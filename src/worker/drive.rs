@@ -16,6 +16,7 @@ use crate::bus::chain::{Appended, ChainWriter, SpooledEvent};
 use crate::bus::control::CancelWatch;
 use crate::claim::Attempt;
 use crate::config::OnLeaseLoss;
+use crate::crash::{self, Point};
 use crate::intake::{Lease, Loss, Renewer, Task};
 use crate::plan::Plan;
 use crate::settle::{Disposition, dispose};
@@ -41,6 +42,7 @@ impl Claimed<'_> {
             return Some(LeaseEnd::GiveBack(Duration::ZERO));
         }
         let delivery = self.lease.delivery();
+        crash::point(Point::ClaimReady);
         let validating = Stage::Validating.entered();
         let run = story::run_info(self.task, delivery, self.plan, &self.shared.supervisor.capabilities().sandbox);
         let append = writer.append(|link| Event {
@@ -61,6 +63,7 @@ impl Claimed<'_> {
             }
         };
         tracing::info!(task_id = %self.task.task_id, tenant = %self.task.tenant, class = %self.task.class, attempt = self.attempt.number, "started");
+        crash::point(if self.attempt.number > 1 { Point::TakenOver } else { Point::Claimed });
         let (interrupts, interrupt) = watch::channel(None);
         let nonce = self.story.nonce.clone();
         let bus = self.shared.bus.clone();
@@ -92,17 +95,17 @@ impl Claimed<'_> {
             Ended::Unfinished(why) => {
                 let released = writer.append(|link| Event { error: Some(why), ..self.story.event(EventKind::TaskReleased, link) }).await;
                 match released {
-                    Ok(Appended::Stored(_)) => LeaseEnd::GiveBack(Duration::ZERO),
+                    Ok(Appended::Stored(_)) => {
+                        crash::point(Point::Released);
+                        LeaseEnd::GiveBack(Duration::ZERO)
+                    }
                     Ok(Appended::Fenced) | Err(_) => LeaseEnd::Forsake,
                 }
             }
-            Ended::Said(account) => {
-                let counted = self.attempt.number - self.attempt.released;
-                match dispose(account.reason, &self.task.assignment.retry, self.plan, counted) {
-                    Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
-                    Disposition::End => self.commit(*account, writer).await,
-                }
-            }
+            Ended::Said(account) => match dispose(account.reason, &self.task.assignment.retry, self.plan, self.attempt.counted()) {
+                Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
+                Disposition::End => self.commit(*account, writer).await,
+            },
         }
     }
 
@@ -112,7 +115,10 @@ impl Claimed<'_> {
         let appended =
             writer.append(|link| Event { retry: Some(retry), ..account.tell(self.story.event(EventKind::TaskRetrying, link)) }).await;
         match appended {
-            Ok(Appended::Stored(_)) => LeaseEnd::GiveBack(delay),
+            Ok(Appended::Stored(_)) => {
+                crash::point(Point::RetryDecided);
+                LeaseEnd::GiveBack(delay)
+            }
             Ok(Appended::Fenced) => LeaseEnd::Forsake,
             Err(error) => {
                 tracing::error!(%error, "a retry cannot be stored");
@@ -146,6 +152,7 @@ impl Claimed<'_> {
             let kept = self.shared.instance.keep(&name, &SpooledEvent::new(&writer, encoded.clone()));
             kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
         });
+        crash::point(Point::EndKept);
         let end = append_end(&mut writer, encoded, chunks).await;
         if let Some(kept) = kept {
             kept.settled();
@@ -169,7 +176,11 @@ async fn guard(
     loop {
         // All arms are cancel safe; the renewer counts from its last confirmed renewal, not from its start.
         tokio::select! {
-            end = &mut drive => return end,
+            end = &mut drive => return match end {
+                // It may be another worker's message by now, and a nak would take it away again.
+                LeaseEnd::GiveBack(_) if Instant::now() >= *leases.borrow() => LeaseEnd::Forsake,
+                LeaseEnd::GiveBack(_) | LeaseEnd::Ack(_) | LeaseEnd::Forsake => end,
+            },
             loss = renewer.run(|until| { leases.send_replace(until); }), if !lost => {
                 if loss == Loss::Fenced || shared.config.lease.on_lease_loss == OnLeaseLoss::Stop {
                     lost = true;
@@ -178,6 +189,7 @@ async fn guard(
             }
             request = cancel.canceled(), if !canceled => {
                 canceled = true;
+                crash::point(Point::CancelHeard);
                 interrupts.send_if_modified(|now| if now.is_none() { *now = Some(Interrupt::Canceled(request.reason)); true } else { false });
             }
             changed = stop.changed() => {

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use crate::bus::Bus;
 use crate::bus::chain::{Appended, SpooledEvent};
 use crate::config;
+use crate::crash::{self, Point};
 use crate::prepare::{Leavings, remove_tree};
 use crate::task::WorkerId;
 use crate::task::event::WorkerInfo;
@@ -136,6 +137,7 @@ impl Drop for Instance {
             tracing::warn!(path = %self.dir.display(), "terminal events are left for the next instance to send");
             return;
         }
+        crash::point(Point::InstanceRemoval);
         if let Err(error) = remove_tree(&self.dir) {
             tracing::warn!(%error, path = %self.dir.display(), "cannot remove the instance's directory");
         }
@@ -190,8 +192,12 @@ async fn replay(bus: &Bus, dir: &Path) {
             tracing::warn!(path = %path.display(), "a spooled event cannot be read");
             continue;
         };
+        crash::point(Point::ReplayRead);
         match event.replay(bus).await {
-            Ok(Appended::Stored(_)) => tracing::info!(event = event.event.id, "finished what a dead instance had done"),
+            Ok(Appended::Stored(_)) => {
+                crash::point(Point::ReplayStored);
+                tracing::info!(event = event.event.id, "finished what a dead instance had done");
+            }
             Ok(Appended::Fenced) => tracing::info!(event = event.event.id, "another worker has gone on with it"),
             Err(error) => tracing::warn!(%error, event = event.event.id, "cannot send a spooled event"),
         }

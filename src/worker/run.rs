@@ -12,6 +12,7 @@ use super::account::{Account, Stopped, judge};
 use super::progress::ProgressFile;
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
+use crate::crash::{self, Point};
 use crate::execute::native::sandbox::{Confinement, User};
 use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
@@ -139,6 +140,7 @@ impl Run<'_> {
                 return self.failed(reason, error.to_string(), None, "prepare");
             }
         };
+        crash::point(Point::WorkspaceMade);
         let mut running = match self.start(launch, workspace).await {
             Ok(running) => running,
             Err(ended) => return *ended,
@@ -213,7 +215,7 @@ impl Run<'_> {
             chunk: logs.chunk,
             flush: Duration::from_millis(logs.flush_ms),
             window: logs.window,
-            max_payload: self.shared.bus.max_payload(),
+            max_payload: self.shared.max_payload(),
             spool: self.shared.instance.spool().join(self.name()),
             local: (!logs.dir.is_empty()).then(|| LocalLogs {
                 dir: logs.dir.clone().into(),
@@ -233,6 +235,7 @@ impl Run<'_> {
         let timeout = running.started + Duration::from_millis(self.plan.limits.timeout_ms);
         let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(Time::now()));
         let mut watch_progress = true;
+        crash::point(Point::Running);
         loop {
             let stop_at = deadline.map_or(timeout, |d| d.min(timeout));
             // All arms are cancel safe: a progress append that is dropped is settled by the writer's next one.
@@ -268,10 +271,12 @@ impl Run<'_> {
                 stopped = Some(why);
             }
             running.process.stop(grace);
+            crash::point(Point::StopAsked);
         }
     }
 
     async fn finish(mut self, mut running: Running, workspace: &Workspace, report: ExitReport, stopped: Option<Stopped>) -> Ended {
+        crash::point(Point::ProgramEnded);
         let duration = running.started.elapsed();
         self.run.finished_at = Some(Time::now());
         self.run.duration_ms = Some(millis(duration));
@@ -284,6 +289,7 @@ impl Run<'_> {
             recorded = running.recorder.finish(DRAIN) => recorded,
             () = lost(&mut interrupt) => return Ended::Lost,
         };
+        crash::point(Point::ChunksConfirmed);
         let stderr_tail = recorded.as_ref().map_or_else(|e| e.stderr_tail.clone(), |r| r.stderr_tail.clone());
         let account = Account {
             reason: Reason::Ok,

@@ -29,23 +29,7 @@ impl Story {
     /// Of an attempt of `task`.
     #[must_use]
     pub fn new(worker: &WorkerInfo, task: &Task, delivery: &Delivery, attempt: Attempt, max_attempts: u32) -> Self {
-        let a = &task.assignment;
-        let info = TaskInfo {
-            task_id: task.task_id.clone(),
-            tenant: task.tenant.clone(),
-            class: task.class.clone(),
-            workflow_id: a.workflow_id.clone(),
-            context: a.context.clone(),
-            name: a.name.clone(),
-            labels: a.labels.clone(),
-            attempt: attempt.number,
-            max_attempts,
-            released_attempts: attempt.released,
-            deliveries: delivery.deliveries,
-            submitted_at: delivery.submitted_at,
-            assignment_sha256: task.sha256.clone(),
-        };
-        Self::of(info, worker)
+        Self::of(task_info(task, attempt, max_attempts, (delivery.deliveries, delivery.submitted_at)), worker)
     }
 
     /// Of a message that is no task.
@@ -148,6 +132,26 @@ impl Story {
             retry: Some(crate::task::event::RetryInfo { will_retry: false, next_attempt: None, not_before: None }),
             ..self.event(EventKind::TaskFailed, link)
         }
+    }
+}
+
+/// What the events of an attempt say of its task. `handed` is the count of its delivery and when its message was stored.
+pub(crate) fn task_info(task: &Task, attempt: Attempt, max_attempts: u32, handed: (u64, Time)) -> TaskInfo {
+    let a = &task.assignment;
+    TaskInfo {
+        task_id: task.task_id.clone(),
+        tenant: task.tenant.clone(),
+        class: task.class.clone(),
+        workflow_id: a.workflow_id.clone(),
+        context: a.context.clone(),
+        name: a.name.clone(),
+        labels: a.labels.clone(),
+        attempt: attempt.number,
+        max_attempts,
+        released_attempts: attempt.released,
+        deliveries: handed.0,
+        submitted_at: handed.1,
+        assignment_sha256: task.sha256.clone(),
     }
 }
 

@@ -13,7 +13,9 @@ use super::Shared;
 use super::story::Story;
 use crate::bus::BusError;
 use crate::bus::chain::{ChainWriter, Head};
-use crate::bus::submit::SubmitError;
+use crate::bus::submit::{SubmitError, Submitted};
+use crate::claim::owed_letter;
+use crate::crash::{self, Point};
 use crate::task::event::RawAssignment;
 use crate::task::{EventKind, Reason, TaskId, Tenant, Time};
 
@@ -67,6 +69,7 @@ impl Sweeper {
         if self.lock.is_none() {
             return Ok(None);
         }
+        crash::point(Point::SweepLocked);
         let mut swept = Swept::default();
         self.look_at_chains(shared, &mut swept).await?;
         self.look_at_queue(shared, &mut swept).await?;
@@ -85,6 +88,10 @@ impl Sweeper {
                 self.open.remove(&(tenant, task_id));
             }
         }
+        if shared.bus.last_sequence(&subjects.events_stream()).await? < self.events {
+            // Made anew, or back from a loss: it counts from an earlier number again.
+            self.events = 0;
+        }
         let filter = format!("{}.events.*.*.{}", subjects.prefix(), EventKind::TaskStarted);
         let mut tail = shared.bus.tail(&subjects.events_stream(), &filter, self.events + 1, false).await?;
         let until = Instant::now() + BUDGET;
@@ -98,8 +105,10 @@ impl Sweeper {
             let mut tokens = message.subject.rsplit('.').skip(1);
             let (Some(task_id), Some(tenant)) = (tokens.next(), tokens.next()) else { continue };
             let (Ok(tenant), Ok(task_id)) = (Tenant::new(tenant), TaskId::new(task_id)) else { continue };
-            if !self.mend(shared, &tenant, &task_id, swept).await? {
-                self.open.insert((tenant, task_id));
+            // Kept in mind before it is looked at: a look that fails must not be the last one.
+            self.open.insert((tenant.clone(), task_id.clone()));
+            if self.mend(shared, &tenant, &task_id, swept).await? {
+                self.open.remove(&(tenant, task_id));
             }
         }
         Ok(())
@@ -108,28 +117,27 @@ impl Sweeper {
     /// True when nothing is left to be done about this chain.
     async fn mend(&self, shared: &Shared, tenant: &Tenant, task_id: &TaskId, swept: &mut Swept) -> Result<bool, BusError> {
         let bus = &shared.bus;
-        match bus.head(tenant, task_id).await? {
-            None => return Ok(true),
-            Some(head) if head.event.event.is_terminal() => return Ok(true),
-            Some(head) if !Self::old_enough(shared, head.event.time) => return Ok(false),
-            Some(_) => {}
+        match look(bus.head(tenant, task_id).await?.as_ref(), |time| Self::old_enough(shared, time)) {
+            Look::Done => return Ok(true),
+            Look::Later => return Ok(false),
+            Look::Search => {}
         }
         if bus.find_queued(Some(tenant), task_id).await?.is_some() {
             return Ok(false);
         }
         // The message goes only after the end was stored: read in this order, a chain without both is a lost task.
-        let Some(head) = bus.head(tenant, task_id).await?.filter(|head| !head.event.event.is_terminal()) else { return Ok(true) };
+        let Some(head) = lost(bus.head(tenant, task_id).await?) else { return Ok(true) };
         let started = bus.last_started(tenant, task_id).await?;
         match started.and_then(|head| head.event.assignment).as_ref().and_then(payload) {
-            Some((subject, content_type, body)) => match bus.queue(subject, &content_type, body).await {
-                Ok(_) => {
+            Some((subject, content_type, body)) => match after_queue(bus.queue(subject, &content_type, body).await)? {
+                Requeued::Queued => {
+                    crash::point(Point::SweepQueued);
                     swept.requeued += 1;
                     tracing::warn!(%task_id, "its message was gone: queued again");
                     Ok(false)
                 }
-                Err(SubmitError::AlreadyQueued) => Ok(false),
-                Err(SubmitError::Bus(error)) => Err(error),
-                Err(SubmitError::TooLarge(_) | SubmitError::NoStream(_)) => self.end(shared, head, swept).await,
+                Requeued::There => Ok(false),
+                Requeued::Never => self.end(shared, head, swept).await,
             },
             None => self.end(shared, head, swept).await,
         }
@@ -142,6 +150,7 @@ impl Sweeper {
         let mut writer = ChainWriter::after(shared.bus.clone(), task.tenant, task.task_id, shared.config.events.encoding, Some(&head));
         let error = "its worker was lost and its message is gone from the queue";
         writer.append(|link| story.not_run(Reason::WorkerLost, error, Some("publish it again under a new task_id"), link)).await?;
+        crash::point(Point::SweepEnded);
         swept.ended += 1;
         Ok(true)
     }
@@ -160,15 +169,66 @@ impl Sweeper {
             let Some(subject) = bus.subjects().parse_task(&message.subject) else { continue };
             let (Ok(tenant), Ok(task_id)) = (Tenant::new(subject.tenant), TaskId::new(subject.task_id)) else { continue };
             let Some(head) = bus.head(&tenant, &task_id).await? else { continue };
-            let same = head.event.task.assignment_sha256 == crate::wire::sha256_hex(&message.payload);
-            if same && head.event.event.is_terminal() && Self::old_enough(shared, head.event.time) {
+            if is_over(&head, &crate::wire::sha256_hex(&message.payload)) && Self::old_enough(shared, head.event.time) {
                 bus.remove_queued(message.sequence).await?;
+                crash::point(Point::SweepRemoved);
                 swept.removed += 1;
                 tracing::warn!(%task_id, "it has ended: its message is removed from the queue");
             }
         }
         Ok(())
     }
+}
+
+/// What the end of a chain says at first sight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Look {
+    /// Nothing is to be done about it, ever.
+    Done,
+    /// It is too young to tell.
+    Later,
+    /// If its message is not in the queue, and this is still so afterwards, it is lost.
+    Search,
+}
+
+pub(crate) fn look(head: Option<&Head>, old_enough: impl FnOnce(Time) -> bool) -> Look {
+    match head {
+        None => Look::Done,
+        Some(head) if head.event.event.is_terminal() => Look::Done,
+        Some(head) if !old_enough(head.event.time) => Look::Later,
+        Some(_) => Look::Search,
+    }
+}
+
+/// The end of the chain of a lost task, read after its message was not found.
+pub(crate) fn lost(head: Option<Head>) -> Option<Head> {
+    head.filter(|head| !head.event.event.is_terminal())
+}
+
+/// What became of a message that was queued again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Requeued {
+    Queued,
+    /// Somebody did it before.
+    There,
+    /// It cannot be.
+    Never,
+}
+
+pub(crate) fn after_queue(answer: Result<Submitted, SubmitError>) -> Result<Requeued, BusError> {
+    match answer {
+        Ok(_) => Ok(Requeued::Queued),
+        Err(SubmitError::AlreadyQueued) => Ok(Requeued::There),
+        Err(SubmitError::Bus(error)) => Err(error),
+        // The stream is there, for it was just searched: it has no leader at this moment.
+        Err(SubmitError::NoStream(what)) => Err(BusError::NoResponders { what }),
+        Err(SubmitError::TooLarge(_)) => Ok(Requeued::Never),
+    }
+}
+
+/// Whether a queued message with this digest belongs to the chain that ends with `head`, and owes nothing.
+pub(crate) fn is_over(head: &Head, sha256: &str) -> bool {
+    head.event.task.assignment_sha256 == sha256 && head.event.event.is_terminal() && owed_letter(head).is_none()
 }
 
 /// What is published again: subject, content type, bytes.

@@ -1,6 +1,6 @@
 //! The proof, task by task, from nothing but the streams: what any reader of the contract may rely on.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use windlass::task::event::{Manifest, StreamManifest};
@@ -36,6 +36,27 @@ pub async fn check(bus: &Orchestrator) {
         }
     }
     queue_is_clear(bus, &tasks).await;
+}
+
+/// Proves that no acknowledgement passed before the end of its task was stored: by the time of each that was overheard, and
+/// the time that the server gave to the event. Both are of this machine's clock.
+pub async fn check_acks(bus: &Orchestrator) {
+    let acks = bus.acks.heard();
+    let events = read_all(&bus.js, &bus.stream("EVENTS"), &format!("{}.events.>", bus.prefix)).await;
+    let mut ends = BTreeMap::new();
+    for stored in &events {
+        let event = event_of(stored);
+        if event.event.is_terminal() {
+            ends.insert((event.task.tenant.to_string(), event.task.task_id.to_string()), stored.time);
+        }
+    }
+    for ack in acks {
+        // What the sweeper queued again has a sequence that nobody here knows.
+        let Some(task) = bus.task_of(ack.sequence) else { continue };
+        let stored = ends.get(&(task.tenant.clone(), task.id.clone()));
+        let stored = stored.unwrap_or_else(|| panic!("task {} was acknowledged and has no end", task.id));
+        assert!(*stored <= ack.at, "task {} was acknowledged at {:?}, its end was stored at {stored:?}", task.id, ack.at);
+    }
 }
 
 macro_rules! ensure {

@@ -1,7 +1,7 @@
 //! Following a stream: every message from the first, as it comes, across reconnects and server restarts.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, ReplayPolicy, pull};
@@ -17,6 +17,8 @@ pub struct Stored {
     pub subject: String,
     /// Stream sequence.
     pub sequence: u64,
+    /// When the server stored it.
+    pub time: SystemTime,
     /// Headers.
     pub headers: HeaderMap,
     /// Payload.
@@ -46,9 +48,10 @@ fn consumer(filter: &str, from: u64) -> pull::Config {
 }
 
 fn stored(message: async_nats::jetstream::Message) -> Result<Stored, Error> {
-    let sequence = message.info()?.stream_sequence;
+    let info = message.info()?;
+    let (sequence, time) = (info.stream_sequence, info.published.into());
     let (message, _) = message.split();
-    Ok(Stored { subject: message.subject.to_string(), sequence, headers: message.headers.unwrap_or_default(), body: message.payload })
+    Ok(Stored { subject: message.subject.to_string(), sequence, time, headers: message.headers.unwrap_or_default(), body: message.payload })
 }
 
 /// Everything that a stream holds now on `filter`, in order.

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::leftovers::entries;
 use super::watchdog::watchdog;
 use super::worker::{Worker, windlass};
 use super::{Orchestrator, PATIENCE, Server, checker, leftovers};
@@ -89,9 +90,14 @@ impl Fleet {
 
     /// Starts a worker with that name: with a name that was used before, it takes over that one's state directory.
     pub fn worker_named(&self, id: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
+        self.worker_at(id, &self.server.url(), settings)
+    }
+
+    /// Starts a worker that reaches the server by another way.
+    pub fn worker_at(&self, id: &str, url: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
         let mut all = self.settings.clone();
         all.extend(owned(settings));
-        let worker = Arc::new(Worker::start(&self.root, id, &self.server.url(), &self.prefix, &all));
+        let worker = Arc::new(Worker::start(&self.root, id, url, &self.prefix, &all));
         self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
         worker
     }
@@ -105,6 +111,12 @@ impl Fleet {
         let worker = Arc::new(Worker::start_as(user, &self.root, &id, &self.server.url(), &self.prefix, &all));
         workers.push(Arc::clone(&worker));
         worker
+    }
+
+    /// As [`Fleet::worker_named`], to die at a crash point.
+    #[cfg(feature = "crash-points")]
+    pub fn armed(&self, id: &str, point: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
+        self.worker_named(id, &[settings, &[("WINDLASS_CRASH_AT", point)]].concat())
     }
 
     /// Runs a verb of the command line against this fleet.
@@ -123,10 +135,23 @@ impl Fleet {
         format!("windlass-test-{}", self.prefix)
     }
 
-    /// Processes of this fleet's tasks and workers that are alive.
+    /// Processes of this fleet's tasks and workers that are alive, and its supervisors.
     pub fn processes(&self) -> Vec<(u32, String)> {
         // With the slash: another fleet's name may begin with this one's.
-        leftovers::processes(&format!("{}/", self.root.display()))
+        let mut found = leftovers::processes(&format!("{}/", self.root.display()));
+        found.extend(leftovers::named(&format!("\"{}\"", self.cgroup_parent())));
+        found
+    }
+
+    /// Mounts, and files in places for temporary ones, that carry a name of this fleet or of one of its instances.
+    pub fn strays(&self) -> Vec<String> {
+        let instances = self.all_events().into_iter().map(|event| event.worker.instance);
+        let mut names: Vec<String> = instances.collect();
+        names.sort();
+        names.dedup();
+        let mut found = leftovers::mounts(&format!("{}/", self.root.display()));
+        found.extend(leftovers::temporary(&names).iter().map(|path| path.display().to_string()));
+        found
     }
 
     /// Processes that belong to one task.
@@ -186,6 +211,11 @@ impl Fleet {
         }
     }
 
+    /// All workers that were ever started.
+    pub fn workers(&self) -> Vec<Arc<Worker>> {
+        self.workers.lock().expect("not poisoned").clone()
+    }
+
     /// What all workers logged last.
     pub fn logs(&self) -> String {
         self.workers.lock().expect("not poisoned").iter().map(|w| w.log()).collect()
@@ -216,10 +246,6 @@ fn clean_up_after_failure(parent: &str) {
     for path in leftovers::cgroup_parents(parent) {
         let _ = std::fs::remove_dir(path);
     }
-}
-
-fn entries(dir: &Path) -> Vec<PathBuf> {
-    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
 /// Those of the defaults, and what the tests' programs need.

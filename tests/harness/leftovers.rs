@@ -21,6 +21,37 @@ fn contains(haystack: &[u8], needle: &[u8]) -> bool {
     haystack.windows(needle.len()).any(|w| w == needle)
 }
 
+/// Processes whose command line names `needle`: supervisors, whose environment is empty.
+pub fn named(needle: &str) -> Vec<(u32, String)> {
+    let entries = std::fs::read_dir("/proc").expect("proc").flatten();
+    let pids = entries.filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let commands = pids.map(|pid| (pid, std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default()));
+    let found = commands.filter(|(_, command)| contains(command, needle.as_bytes()));
+    found.map(|(pid, command)| (pid, String::from_utf8_lossy(&command).replace('\0', " "))).collect()
+}
+
+/// Mounts, of this process's namespace or of any other's that it can see, whose line names `needle`.
+pub fn mounts(needle: &str) -> Vec<String> {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").expect("proc").flatten() {
+        let Ok(namespace) = std::fs::read_link(entry.path().join("ns/mnt")) else { continue };
+        if !seen.insert(namespace) {
+            continue;
+        }
+        let info = std::fs::read_to_string(entry.path().join("mountinfo")).unwrap_or_default();
+        found.extend(info.lines().filter(|line| line.contains(needle)).map(str::to_owned));
+    }
+    found
+}
+
+/// Entries of the places for temporary files whose name contains one of `needles`.
+pub fn temporary(needles: &[String]) -> Vec<PathBuf> {
+    let places = ["/tmp", "/var/tmp", "/dev/shm", "/run"].map(Path::new);
+    let entries = places.into_iter().filter_map(|dir| std::fs::read_dir(dir).ok()).flatten().flatten().map(|e| e.path());
+    entries.filter(|path| path.file_name().is_some_and(|name| needles.iter().any(|n| name.to_string_lossy().contains(n)))).collect()
+}
+
 /// Directories of that name right below each mounted cgroup hierarchy.
 pub fn cgroup_parents(name: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
@@ -39,6 +70,11 @@ pub fn cgroups(name: &str) -> Vec<PathBuf> {
         }
     }
     found
+}
+
+/// What is in a directory; nothing, if there is none.
+pub fn entries(dir: &Path) -> Vec<PathBuf> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()
 }
 
 /// Waits until `look` finds nothing; what it still found at the end otherwise.

@@ -1,7 +1,7 @@
 //! The orchestrator's side: publishes assignments, watches chains and output, asks for cancellation.
 
-use std::sync::Mutex;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use async_nats::HeaderMap;
 use async_nats::jetstream;
@@ -9,6 +9,7 @@ use windlass::task::log_chunk::{ChunkData, ChunkEncoding, LogChunk, LogStream};
 use windlass::task::{Event, EventKind};
 use windlass::wire::Encoding;
 
+use super::acks::Acks;
 use super::feed::{Feed, Stored, read_all};
 use super::{Job, PATIENCE};
 
@@ -37,7 +38,9 @@ pub struct Orchestrator {
     /// First subject token.
     pub prefix: String,
     events: Feed,
-    submitted: Mutex<Vec<Task>>,
+    /// Acknowledgements that passed by.
+    pub acks: Arc<Acks>,
+    submitted: Mutex<Vec<(Task, u64)>>,
 }
 
 /// Reads an event as its headers say.
@@ -66,9 +69,18 @@ impl Orchestrator {
     pub async fn connect(url: &str, prefix: &str) -> Self {
         let options = async_nats::ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(50));
         let client = options.connect(url).await.expect("the server answers");
+        let acks = Arc::new(Acks::of(&client, &format!("{}_TASKS", prefix.to_uppercase())).await);
         let js = jetstream::new(client);
         let events = Feed::follow(js.clone(), format!("{}_EVENTS", prefix.to_uppercase()), format!("{prefix}.events.>"));
-        Self { js, prefix: prefix.to_owned(), events, submitted: Mutex::default() }
+        Self { js, prefix: prefix.to_owned(), events, acks, submitted: Mutex::default() }
+    }
+
+    /// The same client with an eye that has seen nothing yet: for a stream that was removed and made anew.
+    #[must_use]
+    pub fn anew(&self) -> Self {
+        let events = Feed::follow(self.js.clone(), self.stream("EVENTS"), format!("{}.events.>", self.prefix));
+        let submitted = Mutex::new(self.submitted.lock().expect("not poisoned").clone());
+        Self { js: self.js.clone(), prefix: self.prefix.clone(), events, acks: Arc::clone(&self.acks), submitted }
     }
 
     /// Name of a stream of this prefix.
@@ -84,9 +96,38 @@ impl Orchestrator {
     /// Publishes a job, and counts it among those that the checker must find ended.
     pub async fn submit(&self, job: &Job) -> Task {
         let task = Task { tenant: job.tenant.clone(), id: job.task_id() };
-        self.publish(&self.subject(job, &task.id), job.media_type(), job.encode()).await.expect("the queue takes it");
-        self.submitted.lock().expect("not poisoned").push(task.clone());
+        let sequence = self.publish(&self.subject(job, &task.id), job.media_type(), job.encode()).await.expect("the queue takes it");
+        self.submitted.lock().expect("not poisoned").push((task.clone(), sequence));
         task
+    }
+
+    /// As [`Orchestrator::submit`] while the server comes and goes: sent again until it is known to be queued.
+    pub async fn submit_surely(&self, job: &Job) -> Task {
+        let task = Task { tenant: job.tenant.clone(), id: job.task_id() };
+        let subject = self.subject(job, &task.id);
+        // The first copy may have been stored although nobody said so; its sequence is then not known.
+        let sequence = self.surely(&subject, job.media_type(), &job.encode()).await;
+        self.submitted.lock().expect("not poisoned").push((task.clone(), sequence));
+        task
+    }
+
+    /// As [`Orchestrator::cancel`] while the server comes and goes.
+    pub async fn cancel_surely(&self, task: &Task) {
+        let subject = format!("{}.control.{}.{}", self.prefix, task.tenant, task.id);
+        self.surely(&subject, Some("application/json"), br#"{"v":1,"action":"cancel"}"#).await;
+    }
+
+    /// Sends it until it is stored; 0 when it was, but not by the try that was answered.
+    async fn surely(&self, subject: &str, content_type: Option<&str>, body: &[u8]) -> u64 {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            match self.publish(subject, content_type, body.to_vec()).await {
+                Ok(sequence) => return sequence,
+                Err(error) if error.contains("per subject") => return 0,
+                Err(error) => assert!(Instant::now() < deadline, "{subject}: {error}"),
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Publishes any bytes to any subject; the stream sequence when it was stored.
@@ -102,15 +143,25 @@ impl Orchestrator {
     /// As [`Orchestrator::submit`] for what is no assignment: the subject's tokens say which task it would be.
     pub async fn submit_raw(&self, task_id: &str, content_type: Option<&str>, body: impl Into<bytes::Bytes>) -> Task {
         let subject = format!("{}.tasks.cpu_short.normal.acme.{task_id}", self.prefix);
-        self.publish(&subject, content_type, body).await.expect("the queue takes it");
+        let sequence = self.publish(&subject, content_type, body).await.expect("the queue takes it");
         let task = Task { tenant: "acme".into(), id: task_id.into() };
-        self.submitted.lock().expect("not poisoned").push(task.clone());
+        self.submitted.lock().expect("not poisoned").push((task.clone(), sequence));
         task
+    }
+
+    /// Counts a task that somebody else submitted, as which message is not known, among those that the checker must find ended.
+    pub fn count(&self, task: &Task) {
+        self.submitted.lock().expect("not poisoned").push((task.clone(), 0));
     }
 
     /// Every task submitted so far.
     pub fn submitted(&self) -> Vec<Task> {
-        self.submitted.lock().expect("not poisoned").clone()
+        self.submitted.lock().expect("not poisoned").iter().map(|(task, _)| task.clone()).collect()
+    }
+
+    /// The task that was submitted as that message.
+    pub fn task_of(&self, sequence: u64) -> Option<Task> {
+        self.submitted.lock().expect("not poisoned").iter().find(|(_, s)| *s == sequence).map(|(task, _)| task.clone())
     }
 
     /// Publishes a cancel request.
@@ -122,6 +173,11 @@ impl Orchestrator {
     /// Events of one task that have come so far.
     pub fn chain(&self, task: &Task) -> Vec<Link> {
         links(&self.events.seen(), &self.chain_prefix(task))
+    }
+
+    /// Events of all tasks that have come so far.
+    pub fn all_events(&self) -> Vec<Event> {
+        self.events.seen().iter().map(event_of).collect()
     }
 
     fn chain_prefix(&self, task: &Task) -> String {
@@ -203,8 +259,8 @@ impl Orchestrator {
         for sequence in state.first_sequence..=state.last_sequence {
             // A work queue takes no second consumer on the same subjects: read by sequence.
             if let Ok(message) = stream.get_raw_message(sequence).await {
-                let (subject, headers) = (message.subject.to_string(), message.headers);
-                found.push(Stored { subject, sequence, headers, body: message.payload });
+                let (subject, headers, time) = (message.subject.to_string(), message.headers, message.time.into());
+                found.push(Stored { subject, sequence, time, headers, body: message.payload });
             }
         }
         found

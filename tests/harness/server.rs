@@ -38,6 +38,11 @@ impl Server {
 
     /// A server of the test's own.
     pub fn private(options: Options) -> Option<Arc<Self>> {
+        Self::with_config(|port, dir| options.render(port, dir))
+    }
+
+    /// A server of the test's own with a configuration of the test's own, for a port and a directory.
+    pub fn with_config(render: impl Fn(u16, &Path) -> String) -> Option<Arc<Self>> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let binary = Self::binary()?;
         let dir = watchdog().dir().join(format!("nats-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
@@ -47,7 +52,7 @@ impl Server {
         // Between the look for a free port and its use somebody else may take it: then the next one.
         while Instant::now() < deadline {
             let port = free_port();
-            std::fs::write(&config, options.render(port, &dir)).expect("the server's configuration");
+            std::fs::write(&config, render(port, &dir)).expect("the server's configuration");
             let server = Self { binary: binary.clone(), port, config: config.clone(), child: Mutex::new(None) };
             if server.start() {
                 return Some(Arc::new(server));
@@ -76,6 +81,39 @@ impl Server {
             skip("no nats-server: set WINDLASS_TEST_NATS_SERVER, or run deploy/fetch-nats.sh");
         }
         found
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its configuration file, whatever is in it now.
+    pub fn config(&self) -> String {
+        std::fs::read_to_string(&self.config).expect("the server's configuration")
+    }
+
+    /// Changes the configuration file; it counts from the next [`Server::reload`] or [`Server::restart`] on.
+    pub fn configure(&self, text: &str) {
+        std::fs::write(&self.config, text).expect("the server's configuration");
+    }
+
+    /// Lets the running server read its configuration again, and waits until it has.
+    pub fn reload(&self) {
+        let log = self.config.with_extension("log");
+        let count = || std::fs::read_to_string(&log).unwrap_or_default().matches("Reloaded server configuration").count();
+        let before = count();
+        self.signal(Signal::HUP);
+        let deadline = Instant::now() + super::PATIENCE;
+        while count() == before {
+            assert!(Instant::now() < deadline, "nats-server does not take its configuration; see {}", log.display());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Tells it to end soon, and its clients to go elsewhere.
+    pub fn lame_duck(&self) {
+        self.signal(Signal::USR2);
     }
 
     /// Where clients connect.
@@ -164,7 +202,7 @@ impl Options {
 
 /// A free port below the range that the kernel gives to outgoing connections, so that a client that tries to reconnect
 /// to a dead server cannot take it.
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     loop {
         let n = std::process::id().wrapping_mul(37).wrapping_add(NEXT.fetch_add(1, Ordering::Relaxed));

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
@@ -20,6 +20,8 @@ pub struct Worker {
     pub pid: u32,
     state_dir: PathBuf,
     log: PathBuf,
+    /// Where in the log this life begins.
+    born: usize,
     child: Mutex<Option<Child>>,
 }
 
@@ -59,6 +61,7 @@ impl Worker {
         let state_dir = dir.join(format!("state-{id}"));
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
+        let born = usize::try_from(file.metadata().expect("its length").len()).expect("fits");
         let config = Some(dir.join("worker.toml")).filter(|p| p.exists()).unwrap_or_else(|| CONFIG.into());
         command.arg("worker").arg("--config").arg(config).args([
             "--server",
@@ -68,13 +71,14 @@ impl Worker {
         ]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
         for (key, value) in settings {
-            command.env(format!("WINDLASS__{key}"), value);
+            // What is no setting is a variable as it is.
+            command.env(if key.starts_with("WINDLASS_") { key.clone() } else { format!("WINDLASS__{key}") }, value);
         }
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = command.spawn().expect("windlass starts");
         let pid = child.id().expect("running");
         watchdog().adopt(pid);
-        Self { id: id.to_owned(), pid, state_dir, log, child: Mutex::new(Some(child)) }
+        Self { id: id.to_owned(), pid, state_dir, log, born, child: Mutex::new(Some(child)) }
     }
 
     /// Sends a signal to the worker alone.
@@ -115,6 +119,46 @@ impl Worker {
     /// Where it keeps its state.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
+    }
+
+    /// What this life has written to its log.
+    fn own_log(&self) -> String {
+        let log = std::fs::read(&self.log).unwrap_or_default();
+        log.get(self.born..).map_or_else(String::new, |own| String::from_utf8_lossy(own).into_owned())
+    }
+
+    /// True when this life has written that text to its log.
+    pub fn said(&self, text: &str) -> bool {
+        self.own_log().contains(text)
+    }
+
+    /// Waits until it takes work.
+    pub async fn ready(&self) {
+        self.says(&["windlass::worker: ready"]).await;
+    }
+
+    /// Memory that it holds now, KiB.
+    pub fn resident_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).unwrap_or_default();
+        let line = status.lines().find(|l| l.starts_with("VmRSS:")).unwrap_or_default();
+        line.split_whitespace().nth(1).and_then(|n| n.parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until this life has logged a line that holds all `words` and returns that line.
+    pub async fn says(&self, words: &[&str]) -> String {
+        self.says_times(1, words).await
+    }
+
+    /// Waits for the line number `times` of that kind.
+    pub async fn says_times(&self, times: usize, words: &[&str]) -> String {
+        let deadline = Instant::now() + super::PATIENCE;
+        loop {
+            if let Some(line) = self.own_log().lines().filter(|line| words.iter().all(|word| line.contains(word))).nth(times - 1) {
+                return line.to_owned();
+            }
+            assert!(Instant::now() < deadline, "worker {} said less than {times} times {words:?}\n{}", self.id, self.log());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 
     /// The end of what it logged.

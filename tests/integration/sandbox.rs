@@ -167,7 +167,8 @@ async fn shared_memory_goes_with_its_task() {
         return fleet.finish().await;
     }
     let key = 0x5749_0000 | (std::process::id() & 0xffff);
-    let script = format!("python3 -c 'import ctypes; print(ctypes.CDLL(None).shmget({key}, 4096, 0o1666) >= 0)'; wc -l < /proc/sysvipc/shm");
+    let script =
+        format!("python3 -c 'import ctypes; print(ctypes.CDLL(None).shmget({key}, 4096, 0o1666) >= 0)'; wc -l < /proc/sysvipc/shm");
     let Some((end, out)) = run(&fleet, &script).await else { return };
     assert_eq!(out, "True\n2\n", "made, and the only one: {:?}", end.stderr_tail);
     let left = std::fs::read_to_string("/proc/sysvipc/shm").unwrap();

@@ -23,7 +23,7 @@ mod sweep;
 mod usage;
 
 pub use site::{Site, Unfit, Wish};
-pub use sweep::{remove_instances, signal};
+pub use sweep::{remove_instances, remove_parents, signal};
 
 /// A task's cgroup: its directory in every hierarchy of the site, in the same order. `None`: already removed.
 #[derive(Debug)]
@@ -193,11 +193,17 @@ impl Site {
         Ok(true)
     }
 
-    /// Removes the instance's own directories and everything below them that is empty by now; kills what is not.
+    /// Removes the instance's own directories and everything below them that is empty by now; kills what is not. The directory
+    /// above goes with the last instance, unless an operator named it.
     ///
     /// # Errors
     /// The directory that could not be removed within two seconds.
     pub fn close(self) -> Result<(), (std::path::PathBuf, io::Error)> {
-        sweep::remove_instances(&self.directories())
+        let directories = self.directories();
+        sweep::remove_instances(&directories)?;
+        if self.own_parent {
+            remove_parents(&directories);
+        }
+        Ok(())
     }
 }

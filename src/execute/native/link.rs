@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::sandbox::Wish;
 use super::{Capabilities, StartError, cgroup};
 use crate::config;
+use crate::crash::{self, Point};
 use crate::supervisor::channel::{self, Outgoing};
 use crate::supervisor::protocol::{ExitReport, Reply, Request, SpawnError};
 
@@ -131,7 +132,8 @@ pub(super) async fn start(
     let pending = Arc::new(Mutex::new(Pending::default()));
     let socket = Arc::new(socket);
     tokio::spawn(write(socket.clone(), queue, closing.clone()));
-    tokio::spawn(read(socket, pending.clone(), lost.clone(), child, directories));
+    let grave = Grave { child, directories, own_parent: config.parent.is_empty() };
+    tokio::spawn(read(socket, pending.clone(), lost.clone(), grave));
     Ok((Arc::new(Link { outbox, pending, lost, closing }), capabilities))
 }
 
@@ -162,6 +164,7 @@ fn launch(exe: &Path, config: &config::Cgroup, instance: &str, sandbox: Option<W
         .stdin(Stdio::from(socket))
         .stdout(Stdio::null())
         .stderr(Stdio::inherit());
+    crash::pass_on(&mut command);
     command.spawn().map_err(failed)
 }
 
@@ -191,6 +194,7 @@ async fn write(socket: Arc<AsyncFd<OwnedFd>>, mut queue: mpsc::UnboundedReceiver
         if sent.is_err() {
             break;
         }
+        crash::point(Point::SpawnSent);
     }
     // The supervisor sees the end of the stream and buries everything; the reader sees it go.
     let _ = rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Write);
@@ -206,13 +210,7 @@ async fn send(socket: &AsyncFd<OwnedFd>, frame: &Outgoing) -> io::Result<()> {
 }
 
 /// Hands replies to those who wait, until the supervisor is gone; then makes sure that its tasks are, too.
-async fn read(
-    socket: Arc<AsyncFd<OwnedFd>>,
-    pending: Arc<Mutex<Pending>>,
-    lost: CancellationToken,
-    child: Child,
-    directories: Vec<PathBuf>,
-) {
+async fn read(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Mutex<Pending>>, lost: CancellationToken, grave: Grave) {
     let mut buffer = channel::packet_buffer();
     loop {
         match receive(&socket, &mut buffer).await {
@@ -226,7 +224,7 @@ async fn read(
     }
     locked(&pending).closed = true;
     // First the trees, then the news: whoever hears that the supervisor is lost may give the tasks back at once.
-    let swept = tokio::task::spawn_blocking(move || bury(child, &directories)).await;
+    let swept = tokio::task::spawn_blocking(move || bury(grave)).await;
     if let Ok(Err((path, error))) = swept {
         tracing::error!(path = %path.display(), %error, "cgroup of this instance not removed; the next start sweeps it");
     }
@@ -234,16 +232,29 @@ async fn read(
     lost.cancel();
 }
 
-fn bury(mut child: Child, directories: &[PathBuf]) -> Result<(), (PathBuf, io::Error)> {
+/// What is left when the supervisor is gone.
+struct Grave {
+    child: Child,
+    directories: Vec<PathBuf>,
+    /// See [`cgroup::Site`].
+    own_parent: bool,
+}
+
+fn bury(mut grave: Grave) -> Result<(), (PathBuf, io::Error)> {
     // A supervisor that closed its socket is either dead or at the end of its own sweep.
-    let _ = child.wait();
-    cgroup::remove_instances(directories)
+    let _ = grave.child.wait();
+    cgroup::remove_instances(&grave.directories)?;
+    if grave.own_parent {
+        cgroup::remove_parents(&grave.directories);
+    }
+    Ok(())
 }
 
 fn deliver(pending: &Mutex<Pending>, reply: Reply) {
     let mut pending = locked(pending);
     match reply {
         Reply::Started { id, pid } => {
+            crash::point(Point::StartedUnread);
             // Nobody listens: the handle was dropped while the program started, and its drop has sent the kill.
             if let Some(started) = pending.waiters.get_mut(&id).and_then(|w| w.started.take()) {
                 let _ = started.send(Ok(pid));

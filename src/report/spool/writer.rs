@@ -9,6 +9,7 @@ use super::super::fault::Fault;
 use super::super::lane::Record;
 use super::super::utf8::whole_chars;
 use super::{HEADER, SEGMENT, Segment, Spool, index};
+use crate::crash::{self, Point};
 use crate::task::ByteSize;
 
 /// Appends records. Calls block on the disk.
@@ -59,6 +60,7 @@ impl Writer {
             }
         }
         let evicted = self.commit(lost, last);
+        crash::point(Point::Spooled);
         self.spool.changed.notify_one();
         for id in evicted {
             let _ = std::fs::remove_file(self.spool.segment_path(id));

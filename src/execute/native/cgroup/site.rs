@@ -71,6 +71,8 @@ pub(super) struct Hierarchy {
 #[derive(Debug)]
 pub struct Site {
     pub(super) hierarchies: Vec<Hierarchy>,
+    /// The directory of all instances has the name that we give it: it is ours to remove.
+    pub(super) own_parent: bool,
     /// Read once, early: later the process is not dumpable and, unless root, may not read its own auxiliary vector.
     pub(super) page_bytes: u64,
     /// True when CPU, memory and processes can be limited.
@@ -94,7 +96,9 @@ impl Site {
         let found = mounts(&info, wish.mount, |point| read(&point.join("cgroup.controllers").to_string_lossy()));
         let place = Place { parent: wish.parent, root: rustix::process::geteuid().is_root(), own: &own };
         let page_bytes = rustix::param::page_size() as u64;
-        let mut site = Self { hierarchies: Vec::new(), page_bytes, enforced: false, description: String::new(), swept: Vec::new() };
+        let own_parent = wish.parent.is_empty();
+        let mut site =
+            Self { hierarchies: Vec::new(), own_parent, page_bytes, enforced: false, description: String::new(), swept: Vec::new() };
         let tracked = found.iter().any(|m| m.v2);
         // cgroup2 counts CPU time on its own: a hierarchy that only does that would cost a migration per task for nothing.
         for mount in found.iter().filter(|m| !(tracked && m.carries == [Controller::Cpuacct])) {
@@ -111,7 +115,10 @@ impl Site {
     }
 
     fn abandon(self, error: Unfit) -> Unfit {
-        let _ = sweep::remove_instances(&self.directories());
+        let directories = self.directories();
+        if sweep::remove_instances(&directories).is_ok() && self.own_parent {
+            sweep::remove_parents(&directories);
+        }
         error
     }
 
@@ -126,9 +133,7 @@ impl Site {
             let path = path.to_path_buf();
             move |e: io::Error| Unfit::Directory { path, error: e.to_string() }
         };
-        make_all(&parent_path).map_err(at(&parent_path))?;
-        let parent = files::open_dir(&parent_path).map_err(at(&parent_path))?;
-        sweep::lock_parent(&parent).map_err(at(&parent_path))?;
+        let parent = sweep::locked_parent(&parent_path).map_err(at(&parent_path))?;
         let swept = sweep::sweep_siblings(parent.as_fd(), &parent_path, wish.instance);
         for (name, removed) in swept {
             match self.swept.iter_mut().find(|(known, _)| *known == name) {

@@ -114,12 +114,83 @@ pub(super) fn lock(dir: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive)?)
 }
 
-/// Waits for the lock of the directory of all instances: creation of one and sweeping exclude each other.
-pub(super) fn lock_parent(dir: &OwnedFd) -> io::Result<()> {
-    Ok(rustix::fs::flock(dir, FlockOperation::LockExclusive)?)
+/// Makes and opens the directory of all instances, and waits for its lock: creation of one, sweeping, and the removal of
+/// the directory itself exclude each other.
+pub(super) fn locked_parent(path: &Path) -> io::Result<OwnedFd> {
+    loop {
+        std::fs::create_dir_all(path)?;
+        let dir = match files::open_dir(path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
+        // While we waited, the last worker that left may have removed it, and somebody made another one.
+        let (held, named) = (rustix::fs::fstat(&dir)?, rustix::fs::stat(path));
+        if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)) {
+            return Ok(dir);
+        }
+    }
+}
+
+/// How often a worker that leaves asks for the lock of the parent: another one that leaves holds it for a moment, one that
+/// starts for longer, and then the directory is needed anyway.
+const LAST_TRIES: u32 = 20;
+
+/// Removes the directories of all instances above these, where no other instance is in them.
+pub fn remove_parents(directories: &[PathBuf]) {
+    for parent in directories.iter().filter_map(|path| path.parent()) {
+        let Ok(dir) = files::open_dir(parent) else { continue };
+        for _ in 0..LAST_TRIES {
+            if lock(dir.as_fd()).is_ok() {
+                let _ = std::fs::remove_dir(parent);
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
 }
 
 /// Gives it back.
 pub(super) fn unlock(dir: &OwnedFd) {
     let _ = rustix::fs::flock(dir, FlockOperation::Unlock);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_one_to_leave_removes_the_parent() {
+        let mount = tempfile::tempdir().unwrap();
+        let parent = mount.path().join("windlass");
+        let (one, two) = (parent.join("one"), parent.join("two"));
+        for dir in [&one, &two] {
+            drop(locked_parent(&parent).unwrap());
+            std::fs::create_dir(dir).unwrap();
+        }
+        std::fs::remove_dir(&one).unwrap();
+        remove_parents(&[one]);
+        assert!(two.exists(), "another one is still there");
+        std::fs::remove_dir(&two).unwrap();
+        let starting = locked_parent(&parent).unwrap();
+        remove_parents(std::slice::from_ref(&two));
+        assert!(parent.exists(), "one that starts has the lock");
+        drop(starting);
+        remove_parents(&[two]);
+        assert!(!parent.exists());
+    }
+
+    #[test]
+    fn who_waited_for_a_parent_that_went_makes_another_one() {
+        let mount = tempfile::tempdir().unwrap();
+        let parent = mount.path().join("windlass");
+        let leaving = locked_parent(&parent).unwrap();
+        let path = parent.clone();
+        let starting = std::thread::spawn(move || locked_parent(&path).map(|dir| rustix::fs::fstat(&dir).unwrap().st_ino));
+        // Whether it waits for the lock by now or only comes to it: it must end with a directory that is there.
+        std::fs::remove_dir(&parent).unwrap();
+        drop(leaving);
+        let inode = starting.join().unwrap().unwrap();
+        assert_eq!(rustix::fs::stat(&parent).unwrap().st_ino, inode);
+    }
 }
