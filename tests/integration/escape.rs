@@ -20,5 +20,7 @@ mod publisher;
 mod screen;
 #[path = "escape/spying.rs"]
 mod spying;
+#[path = "escape/tenancy.rs"]
+mod tenancy;
 #[path = "escape/unprivileged.rs"]
 mod unprivileged;

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use windlass::task::log_chunk::LogStream;
 use windlass::task::{EventKind, Reason};
 
+use super::attacker::{World, instances};
 use crate::harness::{Fleet, Job};
 
 /// A value of so many levels.
@@ -181,4 +182,27 @@ async fn a_working_directory_is_below_the_tasks_own() {
         assert_eq!(end.reason, Some(Reason::SpawnFailed), "{dir}: {:?}", end.error);
     }
     fleet.finish().await;
+}
+
+#[tokio::test]
+async fn forbidden_directories_cannot_be_worked_in() {
+    let Some(world) = World::new("standard", &[]).await else { return };
+    let victim = world.victim("globex").await;
+    let mut closed = vec![victim.root.clone(), victim.root.join("work")];
+    for instance in instances(&world.worker) {
+        closed.extend([instance.join("spool"), instance.join("commit")]);
+    }
+    closed.push("/root".into());
+    for dir in closed {
+        let dir = dir.display().to_string();
+        let task = world.fleet.submit(&Job::argv(["ls"]).set("/execution/working_dir", dir.as_str())).await;
+        let end = world.fleet.end(&task).await;
+        let out = world.fleet.output(&task, &end, LogStream::Stdout).await;
+        assert!(out.is_empty() && end.reason != Some(Reason::Ok), "{dir}: {:?} {}", end.reason, String::from_utf8_lossy(&out));
+        assert!(matches!(end.reason, Some(Reason::SpawnFailed | Reason::ExitNonzero)), "{dir}: {:?} {:?}", end.reason, end.error);
+    }
+    let seen = world.run(&Job::argv(["pwd"]).set("/execution/working_dir", "/usr")).await;
+    assert_eq!(seen.lines, ["/usr"], "one that tasks may use");
+    victim.is_unharmed(&world).await;
+    world.fleet.finish().await;
 }
