@@ -70,7 +70,7 @@ def read(*paths):
 
 
 def write(*paths):
-    """New files, changes of files that are there, removal, other names, other modes."""
+    """New files, changes of files that are there, removal, other names, other modes. For directories of a test's own only."""
     for path in paths:
         if os.path.isdir(path):
             attempt(f"create {path}", lambda: os.close(os.open(f"{path}/planted", os.O_CREAT | os.O_EXCL | os.O_WRONLY)))
@@ -83,6 +83,16 @@ def write(*paths):
         attempt(f"chmod {path}", lambda: os.chmod(path, 0o777))
         attempt(f"chown {path}", lambda: os.chown(path, os.getuid(), -1))
         attempt(f"rename {path}", lambda: os.rename(path, path + ".renamed"))
+
+
+def touch(*paths):
+    """As `write` for places of the machine, where an attempt that succeeds must not hurt it."""
+    for path in paths:
+        if os.path.isdir(path):
+            planted = f"{path}/windlass-planted"
+            attempt(f"create {path}", lambda: (os.close(os.open(planted, os.O_CREAT | os.O_EXCL | os.O_WRONLY)), os.unlink(planted))[1])
+        else:
+            attempt(f"append {path}", lambda: os.close(os.open(path, os.O_WRONLY | os.O_APPEND)))
 
 
 def vm_read(pid):

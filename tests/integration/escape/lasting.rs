@@ -59,7 +59,7 @@ async fn nobody_else_can_be_asked_to_run_something() {
                 .into_iter()
                 .filter(|p| std::path::Path::new(p).exists())
                 .collect();
-            let seen = world.attack("acme", ["write"].into_iter().chain(spools)).await;
+            let seen = world.attack("acme", ["touch"].into_iter().chain(spools)).await;
             assert_eq!(seen.successes(), [""; 0], "{profile}");
             let script = "for c in 'at now' 'crontab -' 'systemd-run true' 'systemd-run --user true' 'docker ps'; do echo 'echo hi' | $c >/dev/null 2>&1 && echo \"GOT $c\"; done; echo over";
             let seen = world.run(&Job::bash(script)).await;
