@@ -25,6 +25,21 @@ async fn dangerous_system_calls_are_refused_before_their_arguments_are_looked_at
 }
 
 #[tokio::test]
+async fn other_tables_of_system_calls_are_closed() {
+    for profile in ["none", "standard", "strict"] {
+        let Some(world) = World::new(profile, &[]).await else { return };
+        let seen = world.attack("acme", ["foreign"]).await;
+        if profile == "none" {
+            // Not every kernel has them.
+            println!("without a sandbox: {:?}", seen.lines);
+        } else {
+            assert_eq!(seen.successes(), [""; 0], "{profile}");
+        }
+        world.fleet.finish().await;
+    }
+}
+
+#[tokio::test]
 async fn namespaces_cannot_be_made() {
     for profile in ["none", "standard", "strict"] {
         let Some(world) = World::new(profile, &[]).await else { return };
