@@ -31,9 +31,12 @@ mod tests {
 
     #[test]
     fn depth_is_counted_by_lists_and_objects() {
-        let nested = |levels: usize| (0..levels).fold(Value::from(1), |inner, n| {
-            if n % 2 == 0 { Value::from(vec![inner]) } else { serde_json::json!({"a": 1, "z": inner}) }
-        });
+        let nested =
+            |levels: usize| {
+                (0..levels).fold(Value::from(1), |inner, n| {
+                    if n % 2 == 0 { Value::from(vec![inner]) } else { serde_json::json!({"a": 1, "z": inner}) }
+                })
+            };
         for (levels, accepted) in [(0, true), (1, true), (MAX_NESTING, true), (MAX_NESTING + 1, false), (100, false)] {
             assert_eq!(check(&nested(levels)).is_ok(), accepted, "{levels} levels");
         }

@@ -22,9 +22,7 @@ pub fn read(inside: &Inside) -> Result<Option<Value>, String> {
     // No more than that, however long it is or becomes.
     file.take(MAX_RESULT + 1).read_to_end(&mut text).map_err(|e| format!("the result cannot be read: {e}"))?;
     if text.len() as u64 > MAX_RESULT {
-        return Err(format!(
-            "the result is larger than {MAX_RESULT} bytes ({length}); store large results elsewhere and give back where"
-        ));
+        return Err(format!("the result is larger than {MAX_RESULT} bytes ({length}); store large results elsewhere and give back where"));
     }
     if text.is_empty() {
         return Ok(None);

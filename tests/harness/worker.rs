@@ -63,12 +63,7 @@ impl Worker {
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
         let born = usize::try_from(file.metadata().expect("its length").len()).expect("fits");
         let config = Some(dir.join("worker.toml")).filter(|p| p.exists()).unwrap_or_else(|| CONFIG.into());
-        command.arg("worker").arg("--config").arg(config).args([
-            "--server",
-            url,
-            "--prefix",
-            prefix,
-        ]);
+        command.arg("worker").arg("--config").arg(config).args(["--server", url, "--prefix", prefix]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
         for (key, value) in settings {
             // What is no setting is a variable as it is.

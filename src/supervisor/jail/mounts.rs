@@ -205,7 +205,9 @@ impl Places {
             let holds = protected.iter().find(|p| p.starts_with(path) || path.starts_with(p));
             if let Some(holds) = holds {
                 let (path, holds) = (path.display(), holds.display());
-                complain(&format!("sandbox: {path} is not given to tasks: it holds {holds} and is in a directory of which they have their own"));
+                complain(&format!(
+                    "sandbox: {path} is not given to tasks: it holds {holds} and is in a directory of which they have their own"
+                ));
             }
             holds.is_none()
         };

@@ -35,7 +35,8 @@ pub struct Seen {
 impl Seen {
     /// True when the attempt of that name succeeded; it must have been made.
     pub fn got(&self, what: &str) -> bool {
-        let is = |line: &&String, word: &str| line.strip_prefix(word).is_some_and(|rest| rest == what || rest.starts_with(&format!("{what} ")));
+        let is =
+            |line: &&String, word: &str| line.strip_prefix(word).is_some_and(|rest| rest == what || rest.starts_with(&format!("{what} ")));
         let got = self.lines.iter().any(|l| is(&l, "GOT "));
         assert!(got || self.lines.iter().any(|l| is(&l, "DENIED ")), "{what:?} was not tried: {self:?}");
         got
@@ -106,7 +107,12 @@ impl World {
         self.fleet.output_has(&task, "up").await;
         let all = self.fleet.processes_of(&task.id);
         let pid = all.iter().find(|(_, command)| command.starts_with("bash")).unwrap_or_else(|| panic!("no shell in {all:?}")).0;
-        Victim { pid, root: self.work().into_iter().find(|p| p.to_string_lossy().contains(&format!("{tenant}.{}", task.id))).unwrap(), task, gate }
+        Victim {
+            pid,
+            root: self.work().into_iter().find(|p| p.to_string_lossy().contains(&format!("{tenant}.{}", task.id))).unwrap(),
+            task,
+            gate,
+        }
     }
 
     /// Directories of attempts that are there now.

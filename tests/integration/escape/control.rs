@@ -105,11 +105,27 @@ async fn files_of_the_machine_cannot_be_changed() {
         for path in [&outside, &outside.join("file")] {
             std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777)).unwrap();
         }
-        let mut paths: Vec<String> = ["/etc", "/usr", "/usr/bin", "/", "/var/lib", "/var/spool", "/root", "/home", "/boot", "/sys", "/proc/sys/kernel", "/dev", "/run", "/etc/passwd", "/etc/hostname"]
-            .map(str::to_owned)
-            .into_iter()
-            .filter(|p| std::path::Path::new(p).exists())
-            .collect();
+        let mut paths: Vec<String> = [
+            "/etc",
+            "/usr",
+            "/usr/bin",
+            "/",
+            "/var/lib",
+            "/var/spool",
+            "/root",
+            "/home",
+            "/boot",
+            "/sys",
+            "/proc/sys/kernel",
+            "/dev",
+            "/run",
+            "/etc/passwd",
+            "/etc/hostname",
+        ]
+        .map(str::to_owned)
+        .into_iter()
+        .filter(|p| std::path::Path::new(p).exists())
+        .collect();
         // Should the sandbox be broken, the machine must not be: only what harms nothing is tried there.
         paths.push(outside.display().to_string());
         let seen = world.attack("acme", ["touch".to_owned()].into_iter().chain(paths.clone())).await;

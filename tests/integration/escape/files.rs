@@ -100,8 +100,16 @@ async fn hostile_progress_is_ignored_and_the_task_runs_on() {
         ("a pipe", "mkfifo $WINDLASS_PROGRESS".to_owned(), false),
         ("a directory", "mkdir $WINDLASS_PROGRESS".to_owned(), false),
         ("a second name", format!("echo '{{\"message\": \"canary\"}}' > x; ln x $WINDLASS_PROGRESS; {report}"), false),
-        ("a line without end", format!("head -c 500000 /dev/zero | tr '\\0' x >> $WINDLASS_PROGRESS; echo >> $WINDLASS_PROGRESS; {report}"), true),
-        ("a nested bomb", format!("(echo -n '{{\"x\":'; head -c 15000 /dev/zero | tr '\\0' '['; echo) >> $WINDLASS_PROGRESS; {report}"), true),
+        (
+            "a line without end",
+            format!("head -c 500000 /dev/zero | tr '\\0' x >> $WINDLASS_PROGRESS; echo >> $WINDLASS_PROGRESS; {report}"),
+            true,
+        ),
+        (
+            "a nested bomb",
+            format!("(echo -n '{{\"x\":'; head -c 15000 /dev/zero | tr '\\0' '['; echo) >> $WINDLASS_PROGRESS; {report}"),
+            true,
+        ),
         ("empty lines", format!("head -c 250000 /dev/zero | tr '\\0' '\\n' >> $WINDLASS_PROGRESS; {report}"), true),
     ] {
         // As long as it takes until the worker has looked; in vain where there is nothing to be seen.
@@ -123,9 +131,15 @@ async fn a_directory_that_is_exchanged_for_a_link_gives_nothing_away() {
     for (what, script) in [
         // Where the task may not do that, the sandbox holds; where it may, the worker does not look there.
         ("the whole directory", "cd /; r=$(dirname $WINDLASS_RESULT); echo 1 > $WINDLASS_RESULT; mv $r $r.away && ln -s OUT $r; true"),
-        ("the work directory", "cd /; mv $WINDLASS_WORKDIR $WINDLASS_WORKDIR.away && ln -s OUT $WINDLASS_WORKDIR; echo 1 > $WINDLASS_RESULT; true"),
+        (
+            "the work directory",
+            "cd /; mv $WINDLASS_WORKDIR $WINDLASS_WORKDIR.away && ln -s OUT $WINDLASS_WORKDIR; echo 1 > $WINDLASS_RESULT; true",
+        ),
         ("the outputs", "rmdir $WINDLASS_OUTPUTS && ln -s OUT $WINDLASS_OUTPUTS; echo 1 > $WINDLASS_RESULT; true"),
-        ("links everywhere", "for n in 1 2 3; do mkdir -p d$n/e; ln -s OUT d$n/e/f; ln -s OUT/inner d$n/g; done; ln -s / root; echo 1 > $WINDLASS_RESULT; true"),
+        (
+            "links everywhere",
+            "for n in 1 2 3; do mkdir -p d$n/e; ln -s OUT d$n/e/f; ln -s OUT/inner d$n/g; done; ln -s / root; echo 1 > $WINDLASS_RESULT; true",
+        ),
     ] {
         let task = fleet.submit(&Job::bash(script.replace("OUT", outside.path()))).await;
         let end = fleet.end(&task).await;
@@ -148,7 +162,11 @@ async fn trees_that_are_hard_to_remove_are_removed() {
         // More than a worker has descriptors. Landlock looks at every level for each that is made: more would take too long.
         ("two thousand levels", deep(2000)),
         ("many files", "seq 20000 | xargs touch && echo made".into()),
-        ("no permissions", "mkdir -p a/b/c && touch a/b/c/f && chmod 0 a/b/c a/b a && d=$PWD && cd / && chmod 0 $d && chmod 0 $(dirname $d) && echo made".into()),
+        (
+            "no permissions",
+            "mkdir -p a/b/c && touch a/b/c/f && chmod 0 a/b/c a/b a && d=$PWD && cd / && chmod 0 $d && chmod 0 $(dirname $d) && echo made"
+                .into(),
+        ),
         ("strange names", "mkdir -p $'new\\nline/x' $'\\e[31m/y' -- '-rf/z' && mkfifo pipe && echo made".into()),
         ("a full directory beside its own", "mkdir ../more && touch ../more/f && echo made".into()),
     ] {

@@ -40,7 +40,13 @@ async fn nobody_else_can_be_asked_to_run_something() {
         use std::os::linux::net::SocketAddrExt as _;
         let address = std::os::unix::net::SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
         let _abstract = std::os::unix::net::UnixListener::bind_addr(&address).unwrap();
-        let known = ["/run/dbus/system_bus_socket", "/run/systemd/private", "/run/docker.sock", "/var/run/docker.sock", "/run/containerd/containerd.sock"];
+        let known = [
+            "/run/dbus/system_bus_socket",
+            "/run/systemd/private",
+            "/run/docker.sock",
+            "/var/run/docker.sock",
+            "/run/containerd/containerd.sock",
+        ];
         let own = format!("@{name}");
         let seen = world.attack("acme", ["connect", &path, &own].into_iter().chain(known)).await;
         std::fs::remove_file(&path).unwrap();
@@ -55,10 +61,17 @@ async fn nobody_else_can_be_asked_to_run_something() {
             }
         }
         if profile != "none" {
-            let spools: Vec<&str> = ["/var/spool/cron", "/var/spool/cron/crontabs", "/var/spool/at", "/var/spool/cron/atjobs", "/etc/cron.d", "/etc/systemd/system"]
-                .into_iter()
-                .filter(|p| std::path::Path::new(p).exists())
-                .collect();
+            let spools: Vec<&str> = [
+                "/var/spool/cron",
+                "/var/spool/cron/crontabs",
+                "/var/spool/at",
+                "/var/spool/cron/atjobs",
+                "/etc/cron.d",
+                "/etc/systemd/system",
+            ]
+            .into_iter()
+            .filter(|p| std::path::Path::new(p).exists())
+            .collect();
             let seen = world.attack("acme", ["touch"].into_iter().chain(spools)).await;
             assert_eq!(seen.successes(), [""; 0], "{profile}");
             let script = "for c in 'at now' 'crontab -' 'systemd-run true' 'systemd-run --user true' 'docker ps'; do echo 'echo hi' | $c >/dev/null 2>&1 && echo \"GOT $c\"; done; echo over";

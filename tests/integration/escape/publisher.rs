@@ -28,10 +28,9 @@ async fn names_that_would_leave_their_place_are_refused() {
     let tokens = ["a/b", "/etc/passwd", "%2e%2e%2f", "~root", "a\u{202e}b", "-rf", "\u{1b}[2J", "a:b", "a\\b", "ü", "$HOME", "`id`"];
     let refused = tokens.iter().filter(|t| **t != "-rf");
     for token in &tokens {
-        for subject in [
-            format!("{}.tasks.cpu_short.normal.acme.{token}", fleet.prefix),
-            format!("{}.tasks.cpu_short.normal.{token}.t1", fleet.prefix),
-        ] {
+        for subject in
+            [format!("{}.tasks.cpu_short.normal.acme.{token}", fleet.prefix), format!("{}.tasks.cpu_short.normal.{token}.t1", fleet.prefix)]
+        {
             let body = body.clone().set("/task_id", subject.rsplit('.').next().unwrap());
             fleet.publish(&subject, body.media_type(), body.encode()).await.unwrap_or_else(|e| panic!("{subject:?}: {e}"));
         }
@@ -66,7 +65,10 @@ async fn what_a_task_is_told_about_itself_cannot_be_changed() {
     ];
     let mut env: serde_json::Map<_, _> = forged.iter().map(|name| ((*name).to_owned(), json!("/etc/forged"))).collect();
     // These are the task's own affair: they reach its program, and nothing of the worker's.
-    env.extend([("LD_PRELOAD", "/no/such.so"), ("PATH", "/usr/bin:/bin"), ("WINDLASS__BUS__SERVER", "nats://127.0.0.1:1")].map(|(n, v)| (n.to_owned(), json!(v))));
+    env.extend(
+        [("LD_PRELOAD", "/no/such.so"), ("PATH", "/usr/bin:/bin"), ("WINDLASS__BUS__SERVER", "nats://127.0.0.1:1")]
+            .map(|(n, v)| (n.to_owned(), json!(v))),
+    );
     let task = fleet.submit(&Job::argv(["env"]).set("/execution/env", env)).await;
     let end = fleet.end(&task).await;
     assert_eq!(end.reason, Some(Reason::Ok), "{:?}", end.error);

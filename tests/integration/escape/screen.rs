@@ -43,7 +43,8 @@ async fn fields_of_events_cannot_drive_the_terminal() {
     let task = fleet.submit(&job).await;
     let end = fleet.end(&task).await;
     assert_eq!((end.reason, end.task.name.as_deref()), (Some(Reason::ExitNonzero), Some(EVIL)), "the event itself tells what was said");
-    let dead = fleet.submit_raw("evil", Some("application/json"), serde_json::to_vec(&json!({"task_id": "evil", EVIL: EVIL})).unwrap()).await;
+    let dead =
+        fleet.submit_raw("evil", Some("application/json"), serde_json::to_vec(&json!({"task_id": "evil", EVIL: EVIL})).unwrap()).await;
     fleet.end(&dead).await;
     for args in [
         &["status", &task.id][..],

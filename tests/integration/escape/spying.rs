@@ -91,7 +91,9 @@ async fn nothing_of_another_process_can_be_read() {
         let victim = world.victim("globex").await;
         let supervisor = world.supervisor().await;
         let init = 1;
-        for (who, pid) in [("the worker", world.worker.pid), ("its supervisor", supervisor), ("a task of another tenant", victim.pid), ("init", init)] {
+        for (who, pid) in
+            [("the worker", world.worker.pid), ("its supervisor", supervisor), ("a task of another tenant", victim.pid), ("init", init)]
+        {
             // Without a sandbox a task is root, and may do what root may; two of these are refused even there.
             if profile == "none" && who != "a task of another tenant" && who != "the worker" {
                 continue;
