@@ -67,10 +67,12 @@ impl Inside {
             Err(error) => return Err(Unusable::Io(error)),
         };
         let stat = rustix::fs::fstat(&place).map_err(Unusable::Io)?;
-        match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => {}
-            FileType::Symlink => return Err(Unusable::Link),
-            _ => return Err(Unusable::NotPlain),
+        let kind = FileType::from_raw_mode(stat.st_mode);
+        if kind == FileType::Symlink {
+            return Err(Unusable::Link);
+        }
+        if kind != FileType::RegularFile {
+            return Err(Unusable::NotPlain);
         }
         if stat.st_nlink > 1 {
             return Err(Unusable::SecondName);

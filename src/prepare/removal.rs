@@ -154,7 +154,7 @@ impl Removal {
             let passed = self.each(dir.as_fd(), |this, dir, name, kind| {
                 let entry = match this.remove(dir, name, kind) {
                     Entry::Full => this.hoist(dir, name),
-                    entry => entry,
+                    entry @ (Entry::Gone | Entry::Stays) => entry,
                 };
                 changed |= entry == Entry::Gone;
             });
@@ -207,13 +207,13 @@ impl Removal {
     }
 
     fn unlink(&self, dir: BorrowedFd<'_>, name: &CStr, kind: FileType) -> Result<(), Errno> {
-        match kind {
-            FileType::Directory => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR),
+        if kind == FileType::Directory {
+            return rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR);
+        }
+        match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
             // Some file systems do not tell the kind.
-            _ => match rustix::fs::unlinkat(dir, name, AtFlags::empty()) {
-                Err(Errno::ISDIR | Errno::PERM) if kind == FileType::Unknown => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR),
-                other => other,
-            },
+            Err(Errno::ISDIR | Errno::PERM) if kind == FileType::Unknown => rustix::fs::unlinkat(dir, name, AtFlags::REMOVEDIR),
+            other => other,
         }
     }
 

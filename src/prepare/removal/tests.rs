@@ -126,7 +126,7 @@ fn modes_are_no_obstacle() {
     fs::create_dir_all(tree.path("a/b/c")).unwrap();
     fs::write(tree.path("a/b/c/file"), "x").unwrap();
     for name in ["a/b/c", "a/b", "a", ""] {
-        fs::set_permissions(tree.path(name), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(tree.path(name), fs::Permissions::from_mode(0o0)).unwrap();
     }
     // As root modes do not count; a thread of another user shows that they are really changed.
     let root = tree.root();
