@@ -152,7 +152,7 @@ pub struct Victim {
 
 impl Victim {
     /// Lets it go, and looks that nobody has hurt it.
-    pub async fn is_unharmed(self, world: &World) {
+    pub async fn ends_unharmed(self, world: &World) {
         self.gate.open();
         let end = world.fleet.end(&self.task).await;
         assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 1), "{:?}", end.error);

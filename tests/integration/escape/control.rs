@@ -14,7 +14,7 @@ async fn nobody_else_can_be_signalled() {
             assert_eq!(seen.successes(), [""; 0], "{profile}");
         }
         world.is_well(pids).await;
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         world.fleet.finish().await;
     }
     // Without a sandbox it would have worked: with a signal that changes nothing.

@@ -147,7 +147,7 @@ async fn another_process_cannot_be_made_to_carry_on() {
             assert!(!seen.got(way), "{profile}: {seen:?}");
         }
         let work = victim.root.display().to_string();
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         let gone = leftovers::gone(PATIENCE, || world.work().into_iter().filter(|p| p.display().to_string() == work).collect()).await;
         assert!(gone.is_empty(), "{gone:?}");
         world.fleet.finish().await;

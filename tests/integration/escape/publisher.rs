@@ -205,6 +205,6 @@ async fn forbidden_directories_cannot_be_worked_in() {
     }
     let seen = world.run(&Job::argv(["pwd"]).set("/execution/working_dir", "/usr")).await;
     assert_eq!(seen.lines, ["/usr"], "one that tasks may use");
-    victim.is_unharmed(&world).await;
+    victim.ends_unharmed(&world).await;
     world.fleet.finish().await;
 }

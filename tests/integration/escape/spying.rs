@@ -57,7 +57,7 @@ async fn another_tenants_directory_cannot_be_read_or_changed() {
             found.sort();
             assert_eq!(found, ["secret"], "{profile}");
         }
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         world.fleet.finish().await;
     }
 }
@@ -79,7 +79,7 @@ async fn two_tasks_of_one_tenant_are_kept_apart_too() {
         assert_eq!(read, [""; 0], "{profile}: {seen:?}");
         let seen = world.attack("acme", ["signal", &victim.pid.to_string(), "0", "18", "9"]).await;
         assert_eq!(seen.successes(), [""; 0], "{profile}: Landlock's scopes, Linux 6.12");
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         world.fleet.finish().await;
     }
 }
@@ -117,7 +117,7 @@ async fn nothing_of_another_process_can_be_read() {
         let pids = [world.worker.pid, supervisor, victim.pid].map(|pid| pid.to_string());
         let seen = world.attack("acme", ["processes".to_owned()].into_iter().chain(pids)).await;
         assert_eq!(seen.successes().len(), if profile == "none" { 3 } else { 0 }, "{profile}: {seen:?}");
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         world.fleet.finish().await;
     }
 }
@@ -239,7 +239,7 @@ async fn a_task_is_given_its_three_streams_and_nothing_else() {
             assert!(known.contains(&name) || name.starts_with("WINDLASS_"), "{profile}: {line}");
             assert!(!name.starts_with("WINDLASS__") && !name.starts_with("WINDLASS_TEST"), "{profile}: the worker's own {line}");
         }
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         world.fleet.finish().await;
     }
 }

@@ -18,7 +18,7 @@ async fn processes_of_the_same_user_cannot_be_read() {
             let read: Vec<_> = PRIVATE.into_iter().filter(|what| seen.got(what)).collect();
             assert_eq!(read, [""; 0], "{profile}, {who}: {seen:?}");
         }
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         world.fleet.finish().await;
     }
     // Two tasks of one user without a sandbox can; the worker itself is closed even to them.
@@ -32,7 +32,7 @@ async fn processes_of_the_same_user_cannot_be_read() {
             assert!(!seen.got(what), "{what} of a process that is not dumpable: {seen:?}");
         }
     }
-    victim.is_unharmed(&world).await;
+    victim.ends_unharmed(&world).await;
     world.fleet.finish().await;
 }
 
@@ -49,7 +49,7 @@ async fn processes_of_the_same_user_cannot_be_signalled_or_starved() {
             assert_eq!(seen.successes(), [""; 0], "{profile}");
         }
         world.is_well(pids).await;
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         world.fleet.finish().await;
     }
     let Some(world) = World::unprivileged("none", &[]).await else { return };
@@ -87,7 +87,7 @@ async fn files_of_the_same_user_cannot_be_reached() {
                 assert!(planted.is_empty() && std::path::Path::new(path).exists(), "{profile}: {path}: {planted:?}");
             }
         }
-        victim.is_unharmed(&world).await;
+        victim.ends_unharmed(&world).await;
         world.fleet.finish().await;
     }
 }
