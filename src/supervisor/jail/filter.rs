@@ -135,6 +135,9 @@ fn denied() -> Result<BTreeMap<i64, Vec<SeccompRule>>, String> {
     rules.insert(libc::SYS_ioctl, ioctls);
     let other = |family: &libc::c_int| condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, u64::from(family.unsigned_abs()));
     rules.insert(libc::SYS_socket, vec![rule(FAMILIES.iter().map(other).collect::<Result<_, _>>()?)?]);
+    // Of others, that is: as the same user a task could leave the worker without descriptors, or without time.
+    let others = condition(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Ne, 0)?;
+    rules.insert(libc::SYS_prlimit64, vec![rule(vec![others])?]);
     Ok(rules)
 }
 
@@ -249,6 +252,7 @@ mod tests {
         assert_eq!(answer(&program, number(libc::SYS_clone), thread).0, ALLOW);
         assert_eq!(answer(&program, number(libc::SYS_ioctl), [0, 0x5412, 0, 0, 0, 0]).0, EPERM);
         assert_eq!(answer(&program, number(libc::SYS_ioctl), [0, 0xdead_beef_0000_5412, 0, 0, 0, 0]).0, EPERM, "the kernel sees 32 bits");
+        assert_eq!(answer(&program, number(libc::SYS_prlimit64), [1, 0, 0, 0, 0, 0]).0, EPERM);
         assert_eq!(answer(&program, number(libc::SYS_socket), [2, 1, 0, 0, 0, 0]).0, ALLOW);
         assert_eq!(answer(&program, number(libc::SYS_socket), [40, 1, 0, 0, 0, 0]).0, EPERM);
     }
