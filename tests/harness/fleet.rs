@@ -130,6 +130,14 @@ impl Fleet {
         command
     }
 
+    /// A directory in the test's own that its tasks may write to.
+    pub fn open_dir(&self, name: &str) -> PathBuf {
+        let dir = self.dir.join(name);
+        std::fs::create_dir(&dir).expect("a directory for tasks");
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).expect("open to all");
+        dir
+    }
+
     /// Name of the cgroup directory that holds all of this fleet's.
     pub fn cgroup_parent(&self) -> String {
         format!("windlass-test-{}", self.prefix)

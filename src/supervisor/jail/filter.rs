@@ -252,6 +252,7 @@ mod tests {
         assert_eq!(answer(&program, number(libc::SYS_clone), thread).0, ALLOW);
         assert_eq!(answer(&program, number(libc::SYS_ioctl), [0, 0x5412, 0, 0, 0, 0]).0, EPERM);
         assert_eq!(answer(&program, number(libc::SYS_ioctl), [0, 0xdead_beef_0000_5412, 0, 0, 0, 0]).0, EPERM, "the kernel sees 32 bits");
+        assert_eq!(answer(&program, number(libc::SYS_prlimit64), [1, 0, 0, 0, 0, 0]).0, EPERM);
         assert_eq!(answer(&program, number(libc::SYS_socket), [2, 1, 0, 0, 0, 0]).0, ALLOW);
         assert_eq!(answer(&program, number(libc::SYS_socket), [40, 1, 0, 0, 0, 0]).0, EPERM);
     }
