@@ -32,6 +32,8 @@ fn main() {
     runtime.block_on(async {
         if wanted("native") {
             native::kill_200().await;
+        }
+        if wanted("sandbox") {
             native::sandbox().await;
         }
         if wanted("noop") {

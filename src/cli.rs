@@ -23,6 +23,7 @@ mod run;
 mod schema;
 mod status;
 mod submit;
+mod terminal;
 
 pub use args::{Cli, DevArgs, Global, GuardArgs, Operation, Verb, WorkerArgs};
 pub use exit::Exit;

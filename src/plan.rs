@@ -135,6 +135,9 @@ fn offered(task: &Task, class: &Class) -> Result<(), Rejection> {
 }
 
 fn program(execution: &Execution) -> Result<Program, Rejection> {
+    if let Some(at) = execution.args.iter().position(|argument| argument.contains('\0')) {
+        return Err(invalid(format!("execution.args[{at}]: holds a NUL byte, which no argument can")));
+    }
     match execution.runtime {
         Runtime::Bash => match (&execution.script, &execution.command) {
             (Some(script), None) if !script.is_empty() => Ok(Program::Bash { script: script.clone(), args: execution.args.clone() }),
@@ -167,8 +170,19 @@ fn check_environment(execution: &Execution) -> Result<(), Rejection> {
             )));
         }
     }
-    if execution.working_dir.as_deref().is_some_and(|dir| dir.is_empty() || dir.contains('\0')) {
+    check_working_dir(execution.working_dir.as_deref())
+}
+
+/// A relative one stays below the task's directory. An absolute one is the sandbox's to allow: it is entered as the task's
+/// user and under its rules.
+fn check_working_dir(dir: Option<&str>) -> Result<(), Rejection> {
+    let Some(dir) = dir else { return Ok(()) };
+    if dir.is_empty() || dir.contains('\0') {
         return Err(invalid("execution.working_dir: empty or with a NUL byte".to_owned()));
+    }
+    if dir.split('/').any(|part| part == "..") {
+        let error = format!("execution.working_dir: {dir:?} holds \"..\"; name a directory below the task's own, or an absolute one");
+        return Err(invalid(error));
     }
     Ok(())
 }
@@ -273,6 +287,14 @@ mod tests {
             ),
             (r#"{"runtime":"native","command":["true"],"resources":{"gpus":1}}"#, Reason::Unschedulable, "execution.resources.gpus"),
             (r#"{"runtime":"docker","image":"x"}"#, Reason::Unschedulable, "execution.runtime: \"docker\""),
+            (r#"{"runtime":"bash","script":"true","args":["a","b\u0000"]}"#, Reason::InvalidAssignment, "execution.args[1]: holds a NUL"),
+            (
+                r#"{"runtime":"native","command":["true"],"working_dir":"a/../../b"}"#,
+                Reason::InvalidAssignment,
+                "execution.working_dir: \"a/../../b\" holds",
+            ),
+            (r#"{"runtime":"native","command":["true"],"working_dir":"/a/.."}"#, Reason::InvalidAssignment, "execution.working_dir: "),
+            (r#"{"runtime":"native","command":["true"],"working_dir":"a\u0000"}"#, Reason::InvalidAssignment, "execution.working_dir: "),
             (r#"{"runtime":"native","command":["true"],"env":{"a=b":"c"}}"#, Reason::InvalidAssignment, "execution.env: \"a=b\""),
         ] {
             let rejection = planned(execution).expect_err(execution);

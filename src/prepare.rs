@@ -1,9 +1,13 @@
 //! Stage 4, prepare: the attempt's own directory, and the process that will run in it.
 
+use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 
@@ -18,13 +22,31 @@ use crate::task::secret::SecretAs;
 pub mod secret_files;
 pub mod secrets;
 
+mod inside;
+mod leavings;
+mod removal;
+
+pub use inside::{Inside, Unusable};
+pub use leavings::Leavings;
+pub use removal::remove_tree;
+
 /// Longest script that is passed as an argument; the kernel takes 128 KiB in one argument.
 const INLINE_SCRIPT: usize = 64 * 1024;
+
+/// Name of the result in an attempt's directory.
+pub const RESULT: &str = "result.json";
+/// Name of the file of progress reports.
+pub const PROGRESS: &str = "progress.ndjson";
+/// Longest wait for the removal of an attempt's directory.
+const REMOVAL: Duration = Duration::from_secs(5);
 
 /// An attempt's directory; removed when dropped.
 #[derive(Debug)]
 pub struct Workspace {
     root: PathBuf,
+    leavings: Arc<Leavings>,
+    /// The directory itself, whatever the task does to its name.
+    pub inside: Arc<Inside>,
     /// Where the task runs unless it asks otherwise.
     pub dir: PathBuf,
     /// `WINDLASS_RESULT`
@@ -58,32 +80,47 @@ impl PrepareError {
 }
 
 impl Workspace {
-    /// Makes `<parent>/<name>` with what a task finds there, open to its owner only.
+    /// Makes `<parent>/<name>` with what a task finds there, open to its owner only. What cannot be removed in the end goes
+    /// to `leavings`.
     ///
     /// # Errors
-    /// When the directories cannot be made.
-    pub fn create(parent: &Path, name: &str, owner: Option<User>) -> Result<Self, PrepareError> {
+    /// When the directories cannot be made, or there is something in their place.
+    pub fn create(parent: &Path, name: &str, owner: Option<User>, leavings: &Arc<Leavings>) -> Result<Self, PrepareError> {
         let root = parent.join(name);
-        // Not one that is there: when the server lost the claim of an attempt that still runs here, this one has its number.
-        std::fs::DirBuilder::new().mode(0o700).create(&root).map_err(|error| PrepareError { path: root.clone(), error })?;
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            |error| PrepareError { path, error }
+        };
+        // Never one that is there already: somebody else's links would be followed, or the server lost the claim of an attempt
+        // that still runs here, and this one has its number.
+        private().create(&root).map_err(failed(&root))?;
+        let inside = Arc::new(Inside::open(&root).map_err(failed(&root))?);
         let workspace = Self {
             dir: root.join("work"),
-            result: root.join("result.json"),
-            progress: root.join("progress.ndjson"),
+            result: root.join(RESULT),
+            progress: root.join(PROGRESS),
             outputs: root.join("outputs"),
             tmp: root.join("tmp"),
             owner,
             root,
+            leavings: Arc::clone(leavings),
+            inside,
         };
         // The root's owner comes last: until then nobody else can put anything into it.
         for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp] {
-            let made = std::fs::DirBuilder::new().mode(0o700).create(dir);
-            made.map_err(|error| PrepareError { path: dir.clone(), error })?;
+            private().create(dir).map_err(failed(dir))?;
         }
         for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp, &workspace.root] {
             workspace.give(dir)?;
         }
         Ok(workspace)
+    }
+
+    /// Removes it, on a thread that may block. Waits for the end of that, but not for ever: a tree of a million files is no
+    /// reason to keep the news of a task's end.
+    pub async fn remove(self) {
+        let removal = tokio::task::spawn_blocking(move || drop(self));
+        let _ = tokio::time::timeout(REMOVAL, removal).await;
     }
 
     /// The attempt's directory.
@@ -97,12 +134,12 @@ impl Workspace {
         std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|error| PrepareError { path: path.to_owned(), error })
     }
 
-    /// Whether a file can be written there; see [`probe`].
+    /// Whether a file can be written on its disk; see [`probe`]. Beside it: what is in it is the task's, and may be a link.
     ///
     /// # Errors
     /// What a task that writes there is told.
     pub fn probe(&self) -> std::io::Result<()> {
-        probe(&self.root)
+        probe(self.root.parent().unwrap_or(&self.root))
     }
 
     /// Where the script of a task is kept when it is too long for an argument.
@@ -114,14 +151,15 @@ impl Workspace {
 /// Less free space than this is none: what a writer is refused may leave a few blocks.
 const FULL_BELOW: u64 = 1 << 20;
 
-/// Makes a file in `dir` and removes it, and looks at the room that is left. Blocks on the disk.
+/// Makes a file in `dir`, which must be the worker's own, and removes it, and looks at the room that is left. Blocks on the disk.
 ///
 /// # Errors
 /// What anybody who writes there is told; [`StorageFull`](std::io::ErrorKind::StorageFull) when there is room for hardly
 /// anything.
 pub fn probe(dir: &Path) -> std::io::Result<()> {
-    let path = dir.join("windlass-probe");
-    let written = std::fs::write(&path, [0; 4096]);
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let path = dir.join(format!("probe-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+    let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(&[0; 4096]));
     let removed = std::fs::remove_file(&path);
     written?;
     removed?;
@@ -131,14 +169,17 @@ pub fn probe(dir: &Path) -> std::io::Result<()> {
     if full { Err(rustix::io::Errno::NOSPC.into()) } else { Ok(()) }
 }
 
+/// Makes directories for their owner alone, and none that is there already.
+fn private() -> std::fs::DirBuilder {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.mode(0o700);
+    builder
+}
+
 impl Drop for Workspace {
     fn drop(&mut self) {
         crash::point(Point::WorkspaceRemoval);
-        if let Err(error) = std::fs::remove_dir_all(&self.root)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(%error, path = %self.root.display(), "cannot remove the work directory");
-        }
+        self.leavings.remove(&self.root);
     }
 }
 
@@ -229,7 +270,6 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
     let task = facts.task;
     let defaults = [("PATH", facts.path.to_owned()), ("HOME", text(&workspace.dir)), ("LANG", "C.UTF-8".to_owned())];
     let tmp = (!facts.private_tmp).then(|| ("TMPDIR", text(&workspace.tmp)));
-    let mut env: Vec<(String, String)> = defaults.into_iter().chain(tmp).map(|(n, v)| (n.to_owned(), v)).collect();
     let fixed = [
         ("WINDLASS_TASK_ID", task.task_id.to_string()),
         ("WINDLASS_ATTEMPT", facts.attempt.to_string()),
@@ -242,15 +282,14 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
         ("WINDLASS_OUTPUTS", text(&workspace.outputs)),
     ];
     let own = task.assignment.execution.env.iter().map(|(n, v)| (n.clone(), v.clone()));
-    let fixed = fixed.into_iter().map(|(n, v)| (n.to_owned(), v));
+    let named = |(name, value): (&str, String)| (name.to_owned(), value);
     let traceparent = facts.traceparent.map(|t| ("TRACEPARENT".to_owned(), t.to_owned()));
     let secret = facts.secrets.iter().filter(|s| s.secret.delivery == SecretAs::Env);
     // Only values that are text come so far as to be variables.
     let secret = secret.map(|s| (s.secret.variable(), String::from_utf8_lossy(s.value.expose_secret()).into_owned()));
     let secret = secret.chain(facts.secret_files.iter().cloned());
-    for (name, value) in own.chain(secret).chain(fixed).chain(traceparent) {
-        env.retain(|(n, _)| *n != name);
-        env.push((name, value));
-    }
-    env
+    let defaults = defaults.into_iter().chain(tmp).map(named);
+    // The last one counts. A map, for the publisher decides how many there are.
+    let env: BTreeMap<String, String> = defaults.chain(own).chain(secret).chain(fixed.into_iter().map(named)).chain(traceparent).collect();
+    env.into_iter().collect()
 }

@@ -9,6 +9,7 @@ pub mod event;
 pub mod id;
 pub mod limits;
 pub mod log_chunk;
+pub mod nesting;
 pub mod outcome;
 pub mod sandbox;
 pub mod secret;

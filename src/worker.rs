@@ -232,8 +232,7 @@ async fn checked(bus: &Bus, config: &Config, stopping: &mut watch::Receiver<Stop
 
 fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
     let of = |shared: &Arc<Shared>| Arc::clone(shared);
-    let dead = of(shared);
-    background.spawn(async move { dead.instance.bury_the_dead(&dead.bus).await });
+    background.spawn(clear_away(of(shared)));
     background.spawn(announce(of(shared)));
     let ground = of(shared);
     background.spawn(async move { ground.ground.watch().await });
@@ -244,6 +243,19 @@ fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
     }
     if !shared.config.logs.dir.is_empty() {
         background.spawn(prune_logs(of(shared)));
+    }
+}
+
+/// Removes what dead instances left, and what attempts of this one left that could not be removed at once; again and again,
+/// for what holds a tree today may let go of it tomorrow.
+async fn clear_away(shared: Arc<Shared>) {
+    loop {
+        shared.instance.bury_the_dead(&shared.bus).await;
+        let leavings = Arc::clone(&shared.instance.leavings);
+        if let Err(error) = tokio::task::spawn_blocking(move || leavings.sweep()).await {
+            tracing::warn!(%error, "cannot sweep work directories");
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
     }
 }
 

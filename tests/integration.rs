@@ -35,6 +35,8 @@ mod disk;
 mod drain;
 #[path = "integration/durability.rs"]
 mod durability;
+#[path = "integration/escape.rs"]
+mod escape;
 #[path = "integration/flow.rs"]
 mod flow;
 #[path = "integration/golden.rs"]

@@ -32,7 +32,7 @@ pub(super) async fn run(global: &Global, args: &CancelArgs, output: &mut Output)
     if output.is_json() {
         output.json(&json!({"task_id": id, "tenant": found.tenant, "state": state, "requested": true, "event": event}))?;
     } else {
-        output.line(&format!("task {id} is {state}: {}", render::end(&event)))?;
+        output.line(&format!("task {id} is {state}: {}", super::output::visible(&render::end(&event))))?;
     }
     // It may have ended by itself before the request came through.
     Ok(if state == RunState::Canceled { Exit::Done } else { Exit::Conflict })

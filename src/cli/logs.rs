@@ -18,7 +18,9 @@ pub(super) async fn run(global: &Global, args: &LogsArgs, output: &mut Output) -
     let (bus, _) = global.connect().await?;
     let found = Found::find(&bus, &args.task).await?;
     let show = Show { only: args.stream, output };
-    if args.follow { show.follow(&bus, args, &found).await } else { show.stored(&bus, args, &found).await }
+    let shown = if args.follow { show.follow(&bus, args, &found).await } else { show.stored(&bus, args, &found).await };
+    output.end_of_task()?;
+    shown
 }
 
 struct Show<'a> {
@@ -80,7 +82,7 @@ impl Show<'_> {
             self.output.warn(&format!("{} bytes of {} were left out here (logs.cap)", piece.chunk.dropped_bytes, stream.as_str()));
         }
         // A stream that was asked for by name is data, whichever it is.
-        self.output.raw(&piece.bytes, self.only.is_none() && stream != LogStream::Stdout)?;
+        self.output.of_task(&piece.bytes, self.only.is_none() && stream != LogStream::Stdout)?;
         Ok(())
     }
 }

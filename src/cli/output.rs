@@ -1,10 +1,13 @@
 //! What a verb says: data on stdout, notices on stderr; tables or JSON; colours only where a person looks.
 
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _, Write};
+use std::sync::{Mutex, PoisonError};
 
 use serde::Serialize;
 
 use super::Failed;
+use super::terminal::{Screen, is_harmful};
 
 /// The form of what goes to stdout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -22,6 +25,8 @@ pub struct Output {
     colour: bool,
     colour_notices: bool,
     watched: bool,
+    /// Where stdout and stderr are terminals.
+    screens: [Option<Mutex<Screen>>; 2],
 }
 
 /// How a word is shown.
@@ -70,6 +75,7 @@ impl Output {
             colour: !unwanted && io::stdout().is_terminal(),
             colour_notices: !unwanted && io::stderr().is_terminal(),
             watched: io::stderr().is_terminal(),
+            screens: [io::stdout().is_terminal(), io::stderr().is_terminal()].map(|terminal| terminal.then(Mutex::default)),
         }
     }
 
@@ -89,9 +95,9 @@ impl Output {
         out.flush()
     }
 
-    /// One JSON object on a line.
+    /// One JSON object on a line. What could drive a terminal stands in it as an escape, which means the same.
     pub(crate) fn json(&self, value: &impl Serialize) -> io::Result<()> {
-        self.line(&serde_json::to_string(value)?)
+        self.line(&escaped(&serde_json::to_string(value)?))
     }
 
     /// A table.
@@ -99,6 +105,28 @@ impl Output {
         let mut out = io::stdout().lock();
         out.write_all(table.render(self.colour).as_bytes())?;
         out.flush()
+    }
+
+    /// Output of a task, to stdout or stderr: as it is, but on a terminal nothing that drives one.
+    pub(super) fn of_task(&self, bytes: &[u8], to_stderr: bool) -> io::Result<()> {
+        match &self.screens[usize::from(to_stderr)] {
+            Some(screen) => {
+                let shown = screen.lock().unwrap_or_else(PoisonError::into_inner).show(bytes);
+                self.raw(shown.as_bytes(), to_stderr)
+            }
+            None => self.raw(bytes, to_stderr),
+        }
+    }
+
+    /// There is no more output of tasks.
+    pub(super) fn end_of_task(&self) -> io::Result<()> {
+        for (to_stderr, screen) in [false, true].into_iter().zip(&self.screens) {
+            if let Some(screen) = screen {
+                let rest = screen.lock().unwrap_or_else(PoisonError::into_inner).end();
+                self.raw(rest.as_bytes(), to_stderr)?;
+            }
+        }
+        Ok(())
     }
 
     /// Bytes as they are, to stdout or stderr.
@@ -200,9 +228,22 @@ impl Table {
     }
 }
 
-/// The text with its control characters (line ends and tabs excepted) replaced, so that it cannot drive a terminal.
+/// The text with what could drive a terminal replaced; line ends and tabs stay.
 pub(super) fn visible(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
+    text.chars().map(|c| if is_harmful(c) { '\u{fffd}' } else { c }).collect()
+}
+
+/// JSON with what could drive a terminal escaped: the characters of which JSON itself escapes only some.
+fn escaped(json: &str) -> String {
+    if !json.contains(is_harmful) {
+        return json.to_owned();
+    }
+    let mut text = String::with_capacity(json.len() + 64);
+    for c in json.chars() {
+        // They occur within strings only, and all have one code unit.
+        let _ = if is_harmful(c) { write!(text, "\\u{:04x}", u32::from(c)) } else { text.write_char(c) };
+    }
+    text
 }
 
 #[cfg(test)]
@@ -216,6 +257,14 @@ mod tests {
         table.row(vec![("longer".to_owned(), Style::Plain), ("über".to_owned(), Style::Plain), ("x".to_owned(), Style::Plain)]);
         assert_eq!(table.render(false), "TASK    STATE\na       RUNNING\nlonger  über     x\n");
         assert!(table.render(true).contains("\x1b[32mRUNNING\x1b[0m"));
+    }
+
+    #[test]
+    fn json_means_the_same_and_drives_nothing() {
+        let value = serde_json::json!({"a": "\u{9b}2J \u{7f} \u{202e} \x1b ü", "b\u{85}": [1]});
+        let text = escaped(&value.to_string());
+        assert!(!text.contains(is_harmful), "{text:?}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text).unwrap(), value);
     }
 
     #[test]

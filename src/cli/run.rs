@@ -144,8 +144,8 @@ impl Run<'_> {
             self.warn(&format!("{} bytes of {} were left out here (logs.cap)", piece.chunk.dropped_bytes, piece.chunk.stream.as_str()));
         }
         match piece.chunk.stream {
-            LogStream::Stdout => self.output.raw(&piece.bytes, false)?,
-            LogStream::Stderr => self.output.raw(&piece.bytes, true)?,
+            LogStream::Stdout => self.output.of_task(&piece.bytes, false)?,
+            LogStream::Stderr => self.output.of_task(&piece.bytes, true)?,
             LogStream::System => self.notice(String::from_utf8_lossy(&piece.bytes).trim_end()),
         }
         Ok(())
@@ -181,6 +181,7 @@ impl Run<'_> {
 
     fn end(&self, read: &ReadEvent, watch: &Watch) -> Result<Exit, Failed> {
         let event = &read.head.event;
+        self.output.end_of_task()?;
         let differences = watch.differences(event.logs.as_ref());
         if differences.is_empty() {
             return Ok(Exit::of_task(event));

@@ -2,7 +2,7 @@
 
 use crate::bus::Subjects;
 use crate::bus::delivery::Delivery;
-use crate::task::{Assignment, ClassName, Priority, TaskId, Tenant};
+use crate::task::{Assignment, ClassName, Priority, TaskId, Tenant, nesting};
 use crate::wire::{Encoding, sha256_hex};
 
 /// A task as it was asked for.
@@ -62,6 +62,7 @@ fn decode_parts(subjects: &Subjects, subject: &str, content_type: Option<&str>, 
     if let Some(other) = assignment.class.as_ref().filter(|c| **c != class) {
         return Err(poison(format!("class: {:?} does not agree with the subject's {:?}", other.as_str(), class.as_str())));
     }
+    nesting::check(&assignment.context).map_err(|e| poison(format!("context: it {e}")))?;
     Ok(Task { task_id, tenant, class, priority, assignment, sha256: sha256_hex(payload) })
 }
 

@@ -67,7 +67,9 @@ impl LocalLog {
         if let Some(dir) = self.path.parent() {
             fs::DirBuilder::new().recursive(true).mode(0o750).create(dir)?;
         }
-        let file = File::options().append(true).create(true).mode(0o640).open(&self.path)?;
+        // A link in its place is somebody's trick: the worker may write where its author may not.
+        let nofollow = rustix::fs::OFlags::NOFOLLOW.bits().cast_signed();
+        let file = File::options().append(true).create(true).mode(0o640).custom_flags(nofollow).open(&self.path)?;
         let size = file.metadata()?.len();
         Ok((file, size))
     }
@@ -195,6 +197,19 @@ mod tests {
         let mut copy = log(dir.path(), 1);
         copy.append(&["a", "b"].map(record));
         assert!(copy.broken);
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_copy_is_not_written_through() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let precious = dir.path().join("precious");
+        fs::write(&precious, "x").expect("write");
+        fs::create_dir(dir.path().join("acme")).expect("create");
+        std::os::unix::fs::symlink(&precious, dir.path().join("acme/t1.2.log")).expect("link");
+        let mut copy = log(dir.path(), 1);
+        copy.append(&["a"].map(record));
+        assert!(copy.broken);
+        assert_eq!(fs::read_to_string(&precious).expect("read"), "x");
     }
 
     #[test]

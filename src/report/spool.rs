@@ -36,10 +36,10 @@ const SEGMENT: u64 = 4 << 20;
 /// Creates a segment file; a fake in tests of a full disk.
 pub(super) type Create = fn(&Path) -> io::Result<File>;
 
-/// Creates a file that only this user may read: output can be private.
+/// Creates a file that only this user may read: output can be private. Never one that is there: it would be somebody else's.
 pub(super) fn create(path: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    File::options().write(true).create(true).truncate(true).mode(0o600).open(path)
+    File::options().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Where the spool is and how much it keeps.

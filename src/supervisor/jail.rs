@@ -32,7 +32,7 @@ pub(super) struct Jail {
     host: Option<Host>,
     places: Places,
     rules: Rules,
-    filters: Rc<Vec<BpfProgram>>,
+    filter: Option<Rc<BpfProgram>>,
     last_capability: u32,
     is_root: bool,
     findings: Vec<(Finding, Vec<Part>)>,
@@ -68,7 +68,7 @@ pub(in crate::supervisor) struct Cell {
     /// Resource limits besides those of every task.
     pub limits: Vec<(libc::__rlimit_resource_t, libc::rlimit)>,
     /// Seccomp.
-    pub filters: Rc<Vec<BpfProgram>>,
+    pub filter: Option<Rc<BpfProgram>>,
 }
 
 /// One user and group, as themselves.
@@ -88,7 +88,7 @@ impl Jail {
             host: None,
             places: Places::default(),
             rules: Rules::none(),
-            filters: Rc::new(Vec::new()),
+            filter: None,
             last_capability: last_capability(),
             is_root,
             findings: Vec::new(),
@@ -109,8 +109,8 @@ impl Jail {
         } else if !is_root && !jail.rules.scoped() {
             missing.push(Missing { part: Part::Scopes, error: format!("Landlock here is version {abi}, version 6 has it") });
         }
-        match filter::programs() {
-            Ok(programs) => jail.filters = Rc::new(programs),
+        match filter::program() {
+            Ok(program) => jail.filter = Some(Rc::new(program)),
             Err(error) => missing.push(Missing { part: Part::Seccomp, error }),
         }
         for profile in [Profile::Standard, Profile::Strict] {
@@ -193,7 +193,7 @@ impl Jail {
             drop_bounding: false,
             last_capability: 0,
             limits: Vec::new(),
-            filters: Rc::new(Vec::new()),
+            filter: None,
         }
     }
 
@@ -230,7 +230,7 @@ impl Jail {
             drop_bounding: self.is_root,
             last_capability: self.last_capability,
             limits: resource_limits(),
-            filters: if has(Part::Seccomp) { Rc::clone(&self.filters) } else { Rc::new(Vec::new()) },
+            filter: self.filter.clone().filter(|_| has(Part::Seccomp)),
             host: None,
             user: None,
         })

@@ -28,7 +28,7 @@ pub struct Assignment {
     /// The publisher's own grouping; repeated in every event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workflow_id: Option<String>,
-    /// Anything; repeated in every event.
+    /// Anything, 32 levels deep at most; repeated in every event.
     #[serde(default, skip_serializing_if = "Value::is_null")]
     pub context: Value,
     /// A name for people.
@@ -102,7 +102,7 @@ pub struct Execution {
     /// Text given on standard input; without it standard input is empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stdin: Option<String>,
-    /// Where to run: an absolute path, or one below the task's work directory (the default).
+    /// Where to run: an absolute path, or one below the task's work directory (the default). Without `..`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
     /// Container mounts.

@@ -7,7 +7,6 @@ use super::run::millis;
 use crate::execute::native;
 use crate::mask::Masker;
 use crate::plan::Plan;
-use crate::prepare::Workspace;
 use crate::report::{AllChunksConfirmed, Fault, Recorded, ReportError};
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::event::{Event, Manifest, RunInfo, TaskResult};
@@ -130,12 +129,12 @@ pub(super) struct Exit<'a> {
 pub(super) fn judge(
     mut account: Account,
     recorded: Result<Recorded, ReportError>,
+    result: Result<Option<serde_json::Value>, String>,
     exit: &Exit<'_>,
     plan: &Plan,
-    workspace: &Workspace,
 ) -> Account {
     (account.reason, account.error, account.hint) = verdict(exit.stopped.clone(), exit.report, plan);
-    match super::result::read(&workspace.result) {
+    match result {
         Ok(value) => {
             account.result = value.map(|value| TaskResult {
                 latency_ms: millis(exit.duration),

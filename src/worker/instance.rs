@@ -8,12 +8,14 @@ use std::fs::{File, Permissions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::bus::Bus;
 use crate::bus::chain::{Appended, SpooledEvent};
 use crate::config;
 use crate::crash::{self, Point};
 use crate::prepare::secret_files::SecretStore;
+use crate::prepare::{Leavings, remove_tree};
 use crate::task::WorkerId;
 use crate::task::event::WorkerInfo;
 
@@ -27,6 +29,8 @@ pub struct Instance {
     state_dir: PathBuf,
     dir: PathBuf,
     _lock: File,
+    /// What attempts left and could not be removed yet.
+    pub leavings: Arc<Leavings>,
 }
 
 /// Why a worker cannot be set up on this machine.
@@ -91,7 +95,7 @@ impl Instance {
                 Ok(lock) => {
                     let secrets = SecretStore::new(&config.secrets_dir, &instance);
                     let info = WorkerInfo { worker_id, instance, host, version: env!("CARGO_PKG_VERSION").to_owned() };
-                    return Ok(Self { info, secrets, state_dir, dir, _lock: lock });
+                    return Ok(Self { info, secrets, state_dir, dir, _lock: lock, leavings: Arc::default() });
                 }
                 // Between its making and its lock another worker took it for dead, and buried it.
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => {}
@@ -152,7 +156,9 @@ impl Instance {
             // Held until the directory is gone, so that two workers do not bury at one time.
             let Some(_lock) = dead(&dir) else { continue };
             replay(bus, &dir.join("commit")).await;
-            match std::fs::remove_dir_all(&dir) {
+            let tree = dir.clone();
+            let removal = tokio::task::spawn_blocking(move || remove_tree(&tree));
+            match removal.await.unwrap_or_else(|error| Err(error.into())) {
                 Ok(()) => tracing::info!(path = %dir.display(), "removed what a dead instance left"),
                 Err(error) => tracing::warn!(%error, path = %dir.display(), "cannot remove what a dead instance left"),
             }
@@ -168,7 +174,7 @@ impl Drop for Instance {
             return;
         }
         crash::point(Point::InstanceRemoval);
-        if let Err(error) = std::fs::remove_dir_all(&self.dir) {
+        if let Err(error) = remove_tree(&self.dir) {
             tracing::warn!(%error, path = %self.dir.display(), "cannot remove the instance's directory");
         }
     }

@@ -1,11 +1,10 @@
 //! `WINDLASS_PROGRESS`: lines that a task appends, followed while it runs.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::PathBuf;
-
-use rustix::fs::{Mode, OFlags};
+use std::sync::Arc;
 
 use crate::mask::Masker;
+use crate::prepare::{Inside, PROGRESS};
 use crate::task::Time;
 use crate::task::event::Progress;
 use crate::task::stage::StageEntry;
@@ -22,48 +21,57 @@ const MAX_STAGES: usize = 64;
 /// Follows one progress file.
 #[derive(Debug)]
 pub struct ProgressFile {
-    path: PathBuf,
+    inside: Arc<Inside>,
     offset: u64,
     partial: Vec<u8>,
+    /// Within a line that was too long: up to its end nothing counts.
+    skipping: bool,
     stages: Vec<StageEntry>,
     mask: Masker,
 }
 
 impl ProgressFile {
-    /// Follows `path`, which need not exist yet.
+    /// Follows the progress file of `inside`, which need not exist yet.
     #[must_use]
-    pub fn new(path: PathBuf, mask: Masker) -> Self {
-        Self { path, offset: 0, partial: Vec::new(), stages: Vec::new(), mask }
+    pub fn new(inside: Arc<Inside>, mask: Masker) -> Self {
+        Self { inside, offset: 0, partial: Vec::new(), skipping: false, stages: Vec::new(), mask }
     }
 
-    /// What was written since the last look: the newest report, if there is one.
-    pub fn look(&mut self) -> Option<Progress> {
-        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let mut file = std::fs::File::from(rustix::fs::open(&self.path, flags, Mode::empty()).ok()?);
-        let metadata = file.metadata().ok()?;
-        if !metadata.is_file() || metadata.len() <= self.offset {
-            return None;
-        }
-        file.seek(SeekFrom::Start(self.offset)).ok()?;
-        let mut new = Vec::new();
-        self.offset += file.take(MAX_READ).read_to_end(&mut new).ok()? as u64;
-        self.partial.extend_from_slice(&new);
-        self.take_lines()
+    /// What was written since the last look: the newest report, if there is one. Cancel safe: what was read and not taken is
+    /// read again.
+    pub async fn look(&mut self) -> Option<Progress> {
+        let (inside, offset) = (Arc::clone(&self.inside), self.offset);
+        // A disk, or what a task put in its place, may take its time; never on a thread that others wait for.
+        let new = tokio::task::spawn_blocking(move || read_from(&inside, offset)).await.ok()??;
+        self.take(&new)
     }
 
-    fn take_lines(&mut self) -> Option<Progress> {
+    fn take(&mut self, new: &[u8]) -> Option<Progress> {
+        self.offset += new.len() as u64;
         let mut newest = None;
-        while let Some(end) = self.partial.iter().position(|b| *b == b'\n') {
-            let line: Vec<u8> = self.partial.drain(..=end).collect();
-            if let Some(progress) = parse(&line, &self.mask) {
+        let mut rest = new;
+        while let Some(end) = rest.iter().position(|b| *b == b'\n') {
+            let (line, after) = rest.split_at(end + 1);
+            rest = after;
+            self.add(line);
+            let line = std::mem::take(&mut self.partial);
+            if let Some(progress) = parse(&line, &self.mask).filter(|_| !self.skipping) {
                 self.note(&progress);
                 newest = Some(progress);
             }
+            self.skipping = false;
         }
-        if self.partial.len() > MAX_LINE {
-            self.partial.clear();
-        }
+        self.add(rest);
         newest
+    }
+
+    fn add(&mut self, part: &[u8]) {
+        self.skipping |= self.partial.len() + part.len() > MAX_LINE;
+        if self.skipping {
+            self.partial.clear();
+        } else {
+            self.partial.extend_from_slice(part);
+        }
     }
 
     fn note(&mut self, progress: &Progress) {
@@ -82,6 +90,15 @@ impl ProgressFile {
     }
 }
 
+/// What there is from `offset` on, as much as is taken at one look. Blocks on the disk.
+fn read_from(inside: &Inside, offset: u64) -> Option<Vec<u8>> {
+    let mut file = inside.file(PROGRESS).ok()??;
+    file.seek(SeekFrom::Start(offset)).ok()?;
+    let mut new = Vec::new();
+    file.take(MAX_READ).read_to_end(&mut new).ok()?;
+    Some(new)
+}
+
 /// A line that is no report is ignored: progress is a courtesy, not a result.
 fn parse(line: &[u8], mask: &Masker) -> Option<Progress> {
     let mut progress: Progress = serde_json::from_slice(line).ok()?;
@@ -98,19 +115,80 @@ fn parse(line: &[u8], mask: &Masker) -> Option<Progress> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
-    #[test]
-    fn lines_are_followed_as_they_are_completed() {
+    fn file() -> (tempfile::TempDir, std::path::PathBuf, ProgressFile) {
         let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("progress");
-        let mut file = ProgressFile::new(path.clone(), Masker::default());
-        assert_eq!(file.look(), None);
-        std::fs::write(&path, "{\"stage\":\"LOAD\",\"pct\":10}\n{\"stage\":\"FIT\",\"pct\":400}\n{\"pct\"").unwrap();
-        let progress = file.look().unwrap();
+        let path = dir.path().join(PROGRESS);
+        let file = ProgressFile::new(Arc::new(Inside::open(dir.path()).unwrap()), Masker::default());
+        (dir, path, file)
+    }
+
+    #[tokio::test]
+    async fn lines_are_followed_as_they_are_completed() {
+        let (_dir, path, mut file) = file();
+        assert_eq!(file.look().await, None);
+        fs::write(&path, "{\"stage\":\"LOAD\",\"pct\":10}\n{\"stage\":\"FIT\",\"pct\":400}\n{\"pct\"").unwrap();
+        let progress = file.look().await.unwrap();
         assert_eq!((progress.stage.as_deref(), progress.pct), (Some("FIT"), Some(100.0)));
-        std::fs::write(&path, "{\"stage\":\"LOAD\",\"pct\":10}\n{\"stage\":\"FIT\",\"pct\":400}\n{\"pct\":50}\nnonsense\n").unwrap();
-        assert_eq!(file.look().unwrap().pct, Some(50.0));
+        fs::write(&path, "{\"stage\":\"LOAD\",\"pct\":10}\n{\"stage\":\"FIT\",\"pct\":400}\n{\"pct\":50}\nnonsense\n").unwrap();
+        assert_eq!(file.look().await.unwrap().pct, Some(50.0));
         assert_eq!(file.take_stages().iter().map(|s| s.stage.as_str()).collect::<Vec<_>>(), ["LOAD", "FIT"]);
+    }
+
+    #[tokio::test]
+    async fn a_line_without_end_is_skipped_and_grows_nothing() {
+        let (_dir, path, mut file) = file();
+        // Whole and valid, and too long; then one that hides in the end of another.
+        let long = format!("{{\"pct\":1,\"message\":\"{}\"}}\n", "x".repeat(20_000));
+        let endless = format!("{}{{\"pct\":2}}\n", "y".repeat(1 << 20));
+        fs::write(&path, [long.as_str(), &endless, "{\"pct\":3}\n"].concat()).unwrap();
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            seen.extend(file.look().await.and_then(|p| p.pct));
+            assert!(file.partial.len() <= MAX_LINE);
+        }
+        assert_eq!(seen, [3.0]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_report_is_ignored() {
+        let (_dir, path, mut file) = file();
+        let deep = format!("{{\"pct\":9,\"x\":{}{}}}", "[".repeat(4000), "]".repeat(4000));
+        let lines = ["{\"pct\":\"NaN\"}", "{\"pct\":1e999}", "[1]", "\u{0}", "{}", "{\"stage\":7}", "\"x\""];
+        fs::write(&path, lines.join("\n") + "\n").unwrap();
+        assert_eq!(file.look().await, None);
+        // Deeper than any reader goes, and nothing of it is kept.
+        fs::write(&path, format!("{}\n{deep}\n", lines.join("\n"))).unwrap();
+        assert_eq!(file.look().await.unwrap().pct, Some(9.0));
+        // As short as lines can be, as many as are read: their number must not cost more than their bytes.
+        fs::write(&path, "\n".repeat(MAX_READ as usize)).unwrap();
+        assert_eq!(file.look().await, None);
+        fs::write(&path, "").unwrap();
+        assert_eq!(file.look().await, None, "a file that shrank has nothing new");
+    }
+
+    #[tokio::test]
+    async fn nothing_but_a_plain_file_is_followed() {
+        let (dir, path, mut file) = file();
+        let secret = dir.path().join("secret");
+        fs::write(&secret, "{\"message\":\"secret\"}\n").unwrap();
+        std::os::unix::fs::symlink(&secret, &path).unwrap();
+        assert_eq!(file.look().await, None);
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&secret, &path).unwrap();
+        assert_eq!(file.look().await, None);
+        fs::remove_file(&path).unwrap();
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert_eq!(file.look().await, None);
+        fs::remove_file(&path).unwrap();
+        let sparse = fs::File::create(&path).unwrap();
+        sparse.set_len(1 << 40).or_else(|_| sparse.set_len(1 << 33)).unwrap();
+        for _ in 0..3 {
+            assert_eq!(file.look().await, None);
+        }
+        assert_eq!((file.offset, file.partial.len()), (3 * MAX_READ, 0));
     }
 }

@@ -160,16 +160,16 @@ impl Run<'_> {
     }
 
     async fn go_with(self, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
-        let (parent, name, user) = (self.shared.instance.work(), self.name(), self.user());
+        let instance = &self.shared.instance;
+        let (parent, name, user, leavings) = (instance.work(), self.name(), self.user(), Arc::clone(&instance.leavings));
         // A slow disk must not keep this task's lease from being renewed.
-        let workspace = match spawn_blocking(move || Workspace::create(&parent, &name, user)).await {
+        let workspace = match spawn_blocking(move || Workspace::create(&parent, &name, user, &leavings)).await {
             Ok(Ok(workspace)) => workspace,
             Ok(Err(error)) => return self.unprepared(&error),
             Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
         };
         let ended = self.go_in(&workspace, values, writer).await;
-        // To remove what a task left can take longer than a lease lasts.
-        let _ = spawn_blocking(move || drop(workspace)).await;
+        workspace.remove().await;
         ended
     }
 
@@ -252,7 +252,7 @@ impl Run<'_> {
                 Ok(Running {
                     process,
                     recorder,
-                    progress: ProgressFile::new(workspace.progress.clone(), self.mask.clone()),
+                    progress: ProgressFile::new(Arc::clone(&workspace.inside), self.mask.clone()),
                     started: Instant::now(),
                 })
             }
@@ -351,7 +351,7 @@ impl Run<'_> {
         self.run.finished_at = Some(Time::now());
         self.run.duration_ms = Some(millis(duration));
         // The last lines may have been written just before the end.
-        running.progress.look();
+        running.progress.look().await;
         self.stages.append(&mut running.progress.take_stages());
         self.stages.push(Stage::Finalizing.entered());
         let mut interrupt = self.signals.interrupt.clone();
@@ -382,10 +382,19 @@ impl Run<'_> {
         match stopped {
             Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
             stopped => {
-                Ended::Said(Box::new(judge(account, recorded, &Exit { stopped, report: &report, disk, duration }, self.plan, workspace)))
+                let result = read_result(workspace).await;
+                let exit = Exit { stopped, report: &report, disk, duration };
+                Ended::Said(Box::new(judge(account, recorded, result, &exit, self.plan)))
             }
         }
     }
+}
+
+/// On a thread that may block: it is the task's file.
+async fn read_result(workspace: &Workspace) -> Result<Option<serde_json::Value>, String> {
+    let inside = Arc::clone(&workspace.inside);
+    let read = tokio::task::spawn_blocking(move || super::result::read(&inside));
+    read.await.unwrap_or_else(|error| Err(format!("the result cannot be read: {error}")))
 }
 
 /// Resolves when the task is lost. Cancel safe.
@@ -408,7 +417,7 @@ async fn interrupted(interrupt: &mut watch::Receiver<Option<Interrupt>>) -> Inte
 async fn follow_progress(file: &mut ProgressFile, interval_ms: u64, story: &Story, writer: &mut ChainWriter) -> bool {
     let progress: Progress = loop {
         tokio::time::sleep(LOOK).await;
-        if let Some(progress) = file.look() {
+        if let Some(progress) = file.look().await {
             break progress;
         }
     };

@@ -125,6 +125,17 @@ impl Fleet {
         worker
     }
 
+    /// Starts a worker as a user without privileges; only root can do that.
+    pub fn worker_as(&self, user: u32, settings: &[(&str, &str)]) -> Arc<Worker> {
+        let mut all = self.settings.clone();
+        all.extend(owned(settings));
+        let mut workers = self.workers.lock().expect("not poisoned");
+        let id = format!("worker-{}", workers.len());
+        let worker = Arc::new(Worker::start_as(user, &self.root, &id, &self.server.url(), &self.prefix, &all));
+        workers.push(Arc::clone(&worker));
+        worker
+    }
+
     /// As [`Fleet::worker_named`], to die at a crash point.
     #[cfg(feature = "crash-points")]
     pub fn armed(&self, id: &str, point: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
@@ -140,6 +151,14 @@ impl Fleet {
         }
         command.stdin(std::process::Stdio::null());
         command
+    }
+
+    /// A directory in the test's own that its tasks may write to.
+    pub fn open_dir(&self, name: &str) -> PathBuf {
+        let dir = self.dir.join(name);
+        std::fs::create_dir(&dir).expect("a directory for tasks");
+        std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).expect("open to all");
+        dir
     }
 
     /// The cgroup directory that holds all of this fleet's, below each hierarchy.

@@ -11,6 +11,8 @@ use tokio::sync::Mutex;
 use super::disk::Under;
 use super::watchdog::{MARK, watchdog};
 
+const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml");
+
 /// One `windlass worker`.
 pub struct Worker {
     /// Its stable name.
@@ -41,6 +43,37 @@ pub fn windlass_under(under: &Under) -> Command {
 impl Worker {
     /// Starts one with `settings` (`SECTION__KEY` and value, or `env:NAME` and value), its state below `dir`.
     pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)], under: &Under) -> Self {
+        Self::start_with(windlass_under(under), dir, id, url, prefix, settings, under)
+    }
+
+    /// Likewise, as a user without privileges, whom only root can make it.
+    pub fn start_as(user: u32, dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
+        use std::os::unix::fs::{PermissionsExt as _, chown};
+        // The program and its configuration where that user can read them, wherever the repository is.
+        let (program, config) = (dir.join("windlass"), dir.join("worker.toml"));
+        std::fs::copy(env!("CARGO_BIN_EXE_windlass"), &program).expect("a copy of the program");
+        std::fs::copy(CONFIG, &config).expect("a copy of the configuration");
+        for (path, mode) in [(dir.parent().expect("a parent"), 0o711), (dir, 0o755), (&program, 0o755), (&config, 0o644)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("open to all");
+        }
+        let state_dir = dir.join(format!("state-{id}"));
+        std::fs::create_dir_all(&state_dir).expect("a state directory");
+        chown(&state_dir, Some(user), Some(user)).expect("given to the user");
+        let mut command = Command::new(&program);
+        command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env(MARK, watchdog().mark()).kill_on_drop(true);
+        command.uid(user).gid(user);
+        Self::start_with(command, dir, id, url, prefix, settings, &Under::default())
+    }
+
+    fn start_with(
+        mut command: Command,
+        dir: &Path,
+        id: &str,
+        url: &str,
+        prefix: &str,
+        settings: &[(String, String)],
+        under: &Under,
+    ) -> Self {
         let (own, state_dir) = under.state.clone().unwrap_or_else(|| {
             let state = dir.join(format!("state-{id}"));
             (state.clone(), state)
@@ -48,16 +81,8 @@ impl Worker {
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
         let born = usize::try_from(file.metadata().expect("its length").len()).expect("fits");
-        let mut command = windlass_under(under);
-        command.args([
-            "worker",
-            "--config",
-            concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml"),
-            "--server",
-            url,
-            "--prefix",
-            prefix,
-        ]);
+        let config = Some(dir.join("worker.toml")).filter(|p| p.exists()).unwrap_or_else(|| CONFIG.into());
+        command.arg("worker").arg("--config").arg(config).args(["--server", url, "--prefix", prefix]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", own);
         for (key, value) in settings {
             // `env:NAME` is a variable as it is, all others are settings.

@@ -52,6 +52,8 @@ fn events_of_version_1_are_read_alike_and_written_with_the_same_keys() {
         kinds.push(value.event.as_str());
     }
     kinds.sort_unstable();
+    // Fields that came later have samples of their own.
+    kinds.dedup();
     assert_eq!(kinds, ["task_completed", "task_failed", "task_progress", "task_released", "task_retrying", "task_started"]);
 }
 

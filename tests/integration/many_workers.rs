@@ -12,8 +12,7 @@ async fn three_hundred_tasks_over_three_workers_run_once_each() {
     for _ in 0..3 {
         fleet.worker(&[("CAPACITY__SLOTS", "4")]);
     }
-    let runs = fleet.dir.join("runs");
-    std::fs::create_dir(&runs).unwrap();
+    let runs = fleet.open_dir("runs");
     let mut tasks = Vec::new();
     for n in 0..300 {
         let job = Job::bash(format!("echo run >> '{}/'$WINDLASS_TASK_ID", runs.display())).priority(["high", "normal", "low"][n % 3]);

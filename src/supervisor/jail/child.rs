@@ -181,12 +181,12 @@ pub(in crate::supervisor) fn renounce(cell: &Cell) -> Done {
 
 /// The last steps before exec: from here on the child is as confined as its program.
 pub(in crate::supervisor) fn seal(cell: &Cell) -> Done {
-    // SAFETY: the filters live in this process's memory and are as long as said.
+    // SAFETY: the filter lives in this process's memory and is as long as said.
     unsafe {
         if let Some(ruleset) = &cell.ruleset {
             check(Step::Landlock, libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0u32))?;
         }
-        for filter in cell.filters.iter() {
+        if let Some(filter) = &cell.filter {
             let program = libc::sock_fprog { len: filter.len() as libc::c_ushort, filter: filter.as_ptr().cast_mut().cast() };
             let set = libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, 0u32, &raw const program);
             check(Step::Seccomp, set)?;

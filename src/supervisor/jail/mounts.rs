@@ -17,6 +17,7 @@ use rustix::mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeF
 use rustix::thread::UnshareFlags;
 
 use crate::execute::native::sandbox::Wish;
+use crate::supervisor::complain;
 
 /// What every task has for itself.
 pub(super) const PRIVATE: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
@@ -198,7 +199,20 @@ impl Places {
         let hidden = |path: &&PathBuf| covering(path).is_some() && path.is_dir();
         // What has something writable in it is left writable as a whole: modes and Landlock see to the rest.
         let writable = |path: &Path| write.iter().any(|w| path.starts_with(w) || w.starts_with(path));
-        let granted: Vec<_> = read.iter().chain(&write).filter(hidden).map(|path| (path.clone(), writable(path))).collect();
+        let protected = resolved(&wish.protected);
+        // Landlock grants all that is below the task's own /tmp, with what is kept there: so nothing may be that is not for tasks.
+        let harmless = |path: &&PathBuf| {
+            let holds = protected.iter().find(|p| p.starts_with(path) || path.starts_with(p));
+            if let Some(holds) = holds {
+                let (path, holds) = (path.display(), holds.display());
+                complain(&format!(
+                    "sandbox: {path} is not given to tasks: it holds {holds} and is in a directory of which they have their own"
+                ));
+            }
+            holds.is_none()
+        };
+        let kept = read.iter().chain(&write).filter(hidden).filter(harmless);
+        let granted: Vec<_> = kept.map(|path| (path.clone(), writable(path))).collect();
         let also = PRIVATE.iter().skip(1).filter(|dir| is_directory(Path::new(dir))).map(|dir| c_string(dir.as_bytes()));
         Self { also: also.collect(), granted }
     }
