@@ -89,7 +89,8 @@ pub fn chain_fold(bytes: &[u8]) {
         let claimed = last.as_ref().map_or(0, |last| last.task.attempt);
         event.seq = last.as_ref().map_or(0, |last| last.seq + 1) + u64::from(wrong & 1);
         event.task.attempt = claimed + u32::from(kind == EventKind::TaskStarted) + u32::from(wrong >> 1 & 1);
-        let owner = last.as_ref().filter(|_| kind != EventKind::TaskStarted).map_or_else(|| format!("n{claimed}"), |last| last.nonce.clone());
+        let owner =
+            last.as_ref().filter(|_| kind != EventKind::TaskStarted).map_or_else(|| format!("n{claimed}"), |last| last.nonce.clone());
         event.nonce = if wrong >> 2 & 1 == 0 { owner } else { owner + "x" };
         event.prev_sha256 = last.as_ref().map(digest).filter(|_| wrong >> 3 & 1 == 0);
         event.outcome = OUTCOMES[usize::from(wrong >> 6)];
