@@ -5,12 +5,18 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
+use secrecy::ExposeSecret as _;
+
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use crate::crash::{self, Point};
 use crate::execute::native::sandbox::User;
 use crate::intake::Task;
 use crate::plan::{Plan, Program};
+use crate::task::secret::SecretAs;
+
+pub mod secret_files;
+pub mod secrets;
 
 /// Longest script that is passed as an argument; the kernel takes 128 KiB in one argument.
 const INLINE_SCRIPT: usize = 64 * 1024;
@@ -104,8 +110,7 @@ impl Drop for Workspace {
     }
 }
 
-/// A process to be started.
-#[derive(Debug)]
+/// A process to be started. Its environment is not printed: secrets are in it.
 pub struct Launch {
     /// Argument vector.
     pub argv: Vec<String>,
@@ -115,6 +120,12 @@ pub struct Launch {
     pub cwd: String,
     /// Standard input.
     pub stdin: OwnedFd,
+}
+
+impl std::fmt::Debug for Launch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Launch").field("argv", &self.argv).field("cwd", &self.cwd).finish_non_exhaustive()
+    }
 }
 
 /// What a task is told about itself.
@@ -132,6 +143,10 @@ pub struct Facts<'a> {
     pub private_tmp: bool,
     /// W3C trace context of the publisher.
     pub traceparent: Option<&'a str>,
+    /// Secrets of the task.
+    pub secrets: &'a [secrets::Value],
+    /// Variables with the paths of those that are files.
+    pub secret_files: &'a [(String, String)],
 }
 
 /// Puts together what the supervisor is to start.
@@ -197,7 +212,11 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
     let own = task.assignment.execution.env.iter().map(|(n, v)| (n.clone(), v.clone()));
     let fixed = fixed.into_iter().map(|(n, v)| (n.to_owned(), v));
     let traceparent = facts.traceparent.map(|t| ("TRACEPARENT".to_owned(), t.to_owned()));
-    for (name, value) in own.chain(fixed).chain(traceparent) {
+    let secret = facts.secrets.iter().filter(|s| s.secret.delivery == SecretAs::Env);
+    // Only values that are text come so far as to be variables.
+    let secret = secret.map(|s| (s.secret.variable(), String::from_utf8_lossy(s.value.expose_secret()).into_owned()));
+    let secret = secret.chain(facts.secret_files.iter().cloned());
+    for (name, value) in own.chain(secret).chain(fixed).chain(traceparent) {
         env.retain(|(n, _)| *n != name);
         env.push((name, value));
     }

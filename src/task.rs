@@ -11,6 +11,7 @@ pub mod limits;
 pub mod log_chunk;
 pub mod outcome;
 pub mod sandbox;
+pub mod secret;
 pub mod size;
 pub mod stage;
 pub mod time;

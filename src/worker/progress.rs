@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{Mode, OFlags};
 
+use crate::mask::Masker;
 use crate::task::Time;
 use crate::task::event::Progress;
 use crate::task::stage::StageEntry;
@@ -25,13 +26,14 @@ pub struct ProgressFile {
     offset: u64,
     partial: Vec<u8>,
     stages: Vec<StageEntry>,
+    mask: Masker,
 }
 
 impl ProgressFile {
     /// Follows `path`, which need not exist yet.
     #[must_use]
-    pub fn new(path: PathBuf) -> Self {
-        Self { path, offset: 0, partial: Vec::new(), stages: Vec::new() }
+    pub fn new(path: PathBuf, mask: Masker) -> Self {
+        Self { path, offset: 0, partial: Vec::new(), stages: Vec::new(), mask }
     }
 
     /// What was written since the last look: the newest report, if there is one.
@@ -53,7 +55,7 @@ impl ProgressFile {
         let mut newest = None;
         while let Some(end) = self.partial.iter().position(|b| *b == b'\n') {
             let line: Vec<u8> = self.partial.drain(..=end).collect();
-            if let Some(progress) = parse(&line) {
+            if let Some(progress) = parse(&line, &self.mask) {
                 self.note(&progress);
                 newest = Some(progress);
             }
@@ -81,10 +83,12 @@ impl ProgressFile {
 }
 
 /// A line that is no report is ignored: progress is a courtesy, not a result.
-fn parse(line: &[u8]) -> Option<Progress> {
+fn parse(line: &[u8], mask: &Masker) -> Option<Progress> {
     let mut progress: Progress = serde_json::from_slice(line).ok()?;
     progress.pct = progress.pct.filter(|p| p.is_finite()).map(|p| p.clamp(0.0, 100.0));
     for text in [&mut progress.stage, &mut progress.message].into_iter().flatten() {
+        // Before it is cut: half a secret is not found.
+        mask.text(text);
         if text.len() > MAX_TEXT {
             text.truncate(text.floor_char_boundary(MAX_TEXT));
         }
@@ -100,7 +104,7 @@ mod tests {
     fn lines_are_followed_as_they_are_completed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
-        let mut file = ProgressFile::new(path.clone());
+        let mut file = ProgressFile::new(path.clone(), Masker::default());
         assert_eq!(file.look(), None);
         std::fs::write(&path, "{\"stage\":\"LOAD\",\"pct\":10}\n{\"stage\":\"FIT\",\"pct\":400}\n{\"pct\"").unwrap();
         let progress = file.look().unwrap();
