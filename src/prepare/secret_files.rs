@@ -39,7 +39,8 @@ pub struct SecretStore {
 /// The files of one attempt; removed when dropped.
 #[derive(Debug)]
 pub struct SecretFiles {
-    dir: Option<PathBuf>,
+    /// Where they are; none when there are none.
+    pub dir: Option<PathBuf>,
     /// Variables with their paths.
     pub variables: Vec<(String, String)>,
 }
@@ -82,7 +83,7 @@ impl SecretStore {
         if let Some((dir, _)) = &*own {
             return Ok(dir.clone());
         }
-        let dir = self.parent()?.join(&self.instance);
+        let dir = place(&self.configured)?.join(&self.instance);
         let lock = loop {
             match make_locked(&dir) {
                 Ok(lock) => break lock,
@@ -95,32 +96,35 @@ impl SecretStore {
         Ok(dir)
     }
 
-    /// The directory of all workers of this machine.
-    fn parent(&self) -> Result<PathBuf, PrepareError> {
-        let mut last = None;
-        for dir in self.candidates() {
-            let made = DirBuilder::new().recursive(true).mode(DIRECTORY).create(&dir).and_then(|()| fit(&dir));
-            match made {
-                Ok(()) => return Ok(dir),
-                Err(error) => last = Some(PrepareError { path: dir, error }),
-            }
-        }
-        Err(last.unwrap_or_else(|| PrepareError { path: self.configured.clone().into(), error: io::ErrorKind::NotFound.into() }))
-    }
-
-    fn candidates(&self) -> Vec<PathBuf> {
-        if self.configured.is_empty() {
-            let user = rustix::process::geteuid().as_raw();
-            vec!["/run/windlass".into(), format!("/dev/shm/windlass-{user}").into()]
-        } else {
-            vec![self.configured.clone().into()]
-        }
-    }
-
     /// Directories that workers may have left their own in.
     #[must_use]
     pub fn places(&self) -> Vec<PathBuf> {
-        self.candidates()
+        candidates(&self.configured)
+    }
+}
+
+/// The directory of all workers of this machine, made if it is not there; `configured` is empty or a directory.
+///
+/// # Errors
+/// When there is no place in memory that is ours.
+pub fn place(configured: &str) -> Result<PathBuf, PrepareError> {
+    let mut last = None;
+    for dir in candidates(configured) {
+        let made = DirBuilder::new().recursive(true).mode(DIRECTORY).create(&dir).and_then(|()| fit(&dir));
+        match made {
+            Ok(()) => return Ok(dir),
+            Err(error) => last = Some(PrepareError { path: dir, error }),
+        }
+    }
+    Err(last.unwrap_or_else(|| PrepareError { path: configured.into(), error: io::ErrorKind::NotFound.into() }))
+}
+
+fn candidates(configured: &str) -> Vec<PathBuf> {
+    if configured.is_empty() {
+        let user = rustix::process::geteuid().as_raw();
+        vec!["/run/windlass".into(), format!("/dev/shm/windlass-{user}").into()]
+    } else {
+        vec![configured.into()]
     }
 }
 

@@ -172,7 +172,9 @@ impl Jail {
         }
         let root = Path::new(&confinement.root);
         let other = |step: &str, error: String| SpawnError::Other { program: String::new(), step: step.to_owned(), error };
-        let mut cell = self.build(parts, Some(root), limits.memory_bytes).map_err(|e| other("prepare sandbox", e.to_string()))?;
+        let mut cell = self
+            .build(parts, Some(root), confinement.secrets.as_deref().map(Path::new), limits.memory_bytes)
+            .map_err(|e| other("prepare sandbox", e.to_string()))?;
         cell.user = confinement.user.filter(|_| parts.contains(&Part::Users));
         Ok(cell)
     }
@@ -197,7 +199,7 @@ impl Jail {
         }
     }
 
-    fn build(&self, parts: &[Part], root: Option<&Path>, memory_bytes: u64) -> io::Result<Cell> {
+    fn build(&self, parts: &[Part], root: Option<&Path>, secrets: Option<&Path>, memory_bytes: u64) -> io::Result<Cell> {
         let Some(wish) = &self.wish else { return Ok(self.bare()) };
         let has = |part| parts.contains(&part);
         let isolated = has(Part::Namespaces);
@@ -214,7 +216,7 @@ impl Jail {
         if in_user_namespace {
             flags |= libc::CLONE_NEWUSER;
         }
-        let tmp = private_tmp.then(|| Tmp::new(&self.places, root.unwrap_or(&wish.state_dir), memory_bytes));
+        let tmp = private_tmp.then(|| Tmp::new(&self.places, root.unwrap_or(&wish.state_dir), secrets, memory_bytes));
         if tmp.as_ref().is_some_and(|tmp| tmp.kept.len() > child::MAX_KEPT) {
             return Err(io::Error::other("too many granted paths lie below /tmp, /var/tmp and /dev/shm"));
         }
@@ -224,7 +226,7 @@ impl Jail {
             isolated,
             user_map: in_user_namespace.then(UserMap::own),
             tmp,
-            ruleset: if has(Part::Landlock) { self.rules.ruleset(root)? } else { None },
+            ruleset: if has(Part::Landlock) { self.rules.ruleset(root, secrets)? } else { None },
             write_bits: self.rules.write_bits(),
             read_bits: self.rules.read_bits(),
             drop_bounding: self.is_root,

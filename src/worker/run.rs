@@ -1,6 +1,7 @@
 //! One attempt from its claim to its end: prepare, execute, report. What follows from the end is not decided here.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
 use crate::mask::Masker;
 use crate::plan::Plan;
+use crate::prepare::secret_files::SecretFiles;
 use crate::prepare::secrets::{self, SecretError};
 use crate::prepare::{self, Facts, Launch, PrepareError, Workspace};
 use crate::report::{Fault, LocalLogs, Recorder, RecorderConfig};
@@ -203,7 +205,7 @@ impl Run<'_> {
             Err(error) => return self.unprepared(&error),
         };
         crash::point(Point::WorkspaceMade);
-        let mut running = match self.start(launch, workspace).await {
+        let mut running = match self.start(launch, workspace, &files).await {
             Ok(running) => running,
             Err(ended) => return *ended,
         };
@@ -222,7 +224,13 @@ impl Run<'_> {
         Ended::Said(Box::new(Account { hint, ..Account::failed(reason, error, phase, self.run, self.stages) }))
     }
 
-    async fn start(&mut self, launch: Launch, workspace: &Workspace) -> Result<Running, Box<Ended>> {
+    fn confinement(&self, workspace: &Workspace, files: &SecretFiles) -> Confinement {
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let secrets = files.dir.as_deref().map(text);
+        Confinement { profile: self.plan.sandbox, user: self.user(), root: text(workspace.root()), secrets }
+    }
+
+    async fn start(&mut self, launch: Launch, workspace: &Workspace, files: &SecretFiles) -> Result<Running, Box<Ended>> {
         let unprepared = |this: &mut Self, error: String| {
             let account = Account::failed(Reason::WorkspaceFailed, error, "prepare", this.run.clone(), std::mem::take(&mut this.stages));
             Box::new(Ended::Said(Box::new(account)))
@@ -238,7 +246,7 @@ impl Run<'_> {
             argv: launch.argv,
             env: launch.env,
             cwd: launch.cwd,
-            sandbox: Confinement { profile: self.plan.sandbox, user: self.user(), root: workspace.root().to_string_lossy().into_owned() },
+            sandbox: self.confinement(workspace, files),
             lease: self.shared.leased().then_some(lease),
         };
         let stdio: [OwnedFd; 3] = [launch.stdin, out_write.into(), err_write.into()];

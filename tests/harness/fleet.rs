@@ -161,6 +161,11 @@ impl Fleet {
         dir
     }
 
+    /// Everything of the test: its directory, and states and logs of the workers.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// The cgroup directory that holds all of this fleet's, below each hierarchy.
     pub fn cgroup_parent(&self) -> String {
         leftovers::cgroup_place(&format!("windlass-test-{}", self.prefix))

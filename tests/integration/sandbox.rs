@@ -346,7 +346,7 @@ mod parts {
             argv: vec!["sh".into(), "-c".into(), script.into()],
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
             cwd: root.clone(),
-            sandbox: Confinement { profile, user: None, root },
+            sandbox: Confinement { profile, user: None, root, secrets: None },
             lease: None,
         };
         let mut process = supervisor.spawn(program, null(), write.into(), null()).await?;

@@ -139,7 +139,7 @@ async fn everywhere(fleet: &Fleet) -> Vec<(String, Vec<u8>)> {
     let presence = format!("KV_{}", fleet.stream("WORKERS"));
     places.extend(read_all(&fleet.js, &presence, "$KV.>").await.into_iter().map(|m| (m.subject, m.body.to_vec())));
     places.extend(streams);
-    places.extend(files(&fleet.dir));
+    places.extend(files(fleet.root()));
     places
 }
 
@@ -286,10 +286,10 @@ async fn neither_the_spool_nor_a_command_line_has_a_canary_while_a_task_runs() {
     go.open();
     let missing = || if done.exists() { vec![] } else { vec!["the task's mark"] };
     assert!(leftovers::gone(crate::harness::PATIENCE, missing).await.is_empty());
-    let spooled = || files(&fleet.dir).iter().any(|(name, bytes)| name.ends_with(".segment") && bytes.len() > 4000);
+    let spooled = || files(fleet.root()).iter().any(|(name, bytes)| name.ends_with(".segment") && bytes.len() > 4000);
     let waiting = leftovers::gone(crate::harness::PATIENCE, || if spooled() { vec![] } else { vec!["the spool"] }).await;
-    assert!(waiting.is_empty(), "nothing is spooled: {:?}", files(&fleet.dir).iter().map(|(n, _)| n).collect::<Vec<_>>());
-    let seen = sightings(&canaries, &[files(&fleet.dir), command_lines()].concat());
+    assert!(waiting.is_empty(), "nothing is spooled: {:?}", files(fleet.root()).iter().map(|(n, _)| n).collect::<Vec<_>>());
+    let seen = sightings(&canaries, &[files(fleet.root()), command_lines()].concat());
     fleet.server.thaw();
     assert!(seen.is_empty(), "{seen:#?}");
     Gate::new(&fleet.dir, "end").open();

@@ -268,7 +268,7 @@ async fn tasks_whose_queue_was_removed_are_queued_again_from_their_chains() {
     let task = running(&fleet, &gate).await;
     fleet.js.delete_stream(fleet.stream("TASKS")).await.unwrap();
     // It cannot renew what does not exist, and another worker might: it stops.
-    worker.says(&["lease not renewed", "run `windlass init`"]).await;
+    worker.says(&["lease not renewed"]).await;
     worker.says(&["task lost", &task.id]).await;
     worker.says(&["cannot pull", "stream not found", "run `windlass init`"]).await;
     init(&fleet).await;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::config::{self, TenantPolicy};
+use crate::prepare::secret_files;
 use crate::task::{Profile, Tenant};
 
 /// What the supervisor is to prepare.
@@ -27,6 +28,8 @@ pub struct Wish {
     pub protected: Vec<PathBuf>,
     /// Where the directories of tasks are.
     pub state_dir: PathBuf,
+    /// Where secrets are files; none when no tenant has any.
+    pub secrets_dir: Option<PathBuf>,
     /// First of the tenants' user ids.
     pub uid_base: u32,
 }
@@ -40,12 +43,16 @@ impl Wish {
         let mut protected = vec![state_dir.clone()];
         protected.extend(Some(PathBuf::from(&config.bus.creds)).filter(|p| !p.as_os_str().is_empty()));
         protected.extend(config.source.clone());
+        // Made now: what the supervisor hides is decided when it starts.
+        let has_secrets = config.tenants.values().any(|tenant| !tenant.secrets.is_empty());
+        let secrets_dir = has_secrets.then(|| secret_files::place(&config.worker.secrets_dir).ok()).flatten();
         Self {
             required: sandbox.required,
             read_paths: sandbox.read_paths.clone(),
             write_paths: sandbox.write_paths.clone(),
             protected,
             state_dir,
+            secrets_dir,
             uid_base: sandbox.uid_base,
         }
     }
@@ -87,13 +94,15 @@ pub struct Confinement {
     pub user: Option<User>,
     /// The attempt's own directory, absolute: all of it is the task's to write.
     pub root: String,
+    /// Directory with its secrets, absolute: the task may read there.
+    pub secrets: Option<String>,
 }
 
 impl Confinement {
     /// None at all.
     #[must_use]
     pub fn none() -> Self {
-        Self { profile: Profile::None, user: None, root: String::new() }
+        Self { profile: Profile::None, user: None, root: String::new(), secrets: None }
     }
 }
 

@@ -68,7 +68,7 @@ fn prepare(wish: &Wish, hide_processes: bool) -> io::Result<()> {
 
 /// Paths that tasks may use, as far as they exist.
 fn granted(wish: &Wish) -> Vec<PathBuf> {
-    let all = wish.read_paths.iter().chain(&wish.write_paths).chain([&wish.state_dir]);
+    let all = wish.read_paths.iter().chain(&wish.write_paths).chain([&wish.state_dir]).chain(&wish.secrets_dir);
     all.filter_map(|path| path.canonicalize().ok()).collect()
 }
 
@@ -219,15 +219,18 @@ impl Places {
 }
 
 impl Tmp {
-    /// For a task with that directory and memory limit.
-    pub(super) fn new(places: &Places, root: &Path, memory_bytes: u64) -> Self {
+    /// For a task with these directories, its own and that of its secrets, and that memory limit.
+    pub(super) fn new(places: &Places, root: &Path, secrets: Option<&Path>, memory_bytes: u64) -> Self {
         // Half of the task's memory: what fills it up gets "no space left" before the task is killed for memory.
         let bytes = (memory_bytes / 2).max(1 << 20);
         let inodes = (bytes / 16_384).max(1024);
-        let own = PathBuf::from(root);
-        let all = places.granted.iter().map(|(path, _)| path).chain(Some(&own).filter(|path| covering(path).is_some()));
-        let read_only =
-            |path: &Path| !root.starts_with(path) && places.granted.iter().any(|(granted, writable)| granted == path && !writable);
+        let own: Vec<PathBuf> =
+            [Some(root), secrets].into_iter().flatten().filter(|path| covering(path).is_some()).map(PathBuf::from).collect();
+        let all = places.granted.iter().map(|(path, _)| path).chain(&own);
+        let read_only = |path: &Path| {
+            let granted = places.granted.iter().any(|(granted, writable)| granted == path && !writable);
+            !root.starts_with(path) && (granted || secrets == Some(path))
+        };
         Self {
             options: c_string(format!("mode=1777,size={bytes},nr_inodes={inodes}").as_bytes()),
             also: places.also.clone(),

@@ -86,29 +86,29 @@ impl Rules {
         }
     }
 
-    /// A ruleset with the common rules and the task's own directory. `None`: this kernel has no Landlock.
-    pub(super) fn ruleset(&self, root: Option<&Path>) -> io::Result<Option<OwnedFd>> {
+    /// A ruleset with the common rules, the task's own directory and that of its secrets. `None`: this kernel has no Landlock.
+    pub(super) fn ruleset(&self, root: Option<&Path>, secrets: Option<&Path>) -> io::Result<Option<OwnedFd>> {
         if self.abi == ABI::Unsupported {
             return Ok(None);
         }
         let root = root.map(open).transpose()?;
-        let built = self.build(root.as_ref()).map_err(io::Error::other)?;
+        let secrets = secrets.map(open).transpose()?;
+        let own = [(root, AccessFs::from_all(self.abi)), (secrets, AccessFs::from_read(self.abi))];
+        let built = self.build(&own).map_err(io::Error::other)?;
         Ok(built.into())
     }
 
-    fn build(&self, root: Option<&OwnedFd>) -> Result<RulesetCreated, RulesetError> {
+    fn build(&self, own: &[(Option<OwnedFd>, BitFlags<AccessFs>)]) -> Result<RulesetCreated, RulesetError> {
         let mut ruleset = Ruleset::default().set_compatibility(CompatLevel::BestEffort).handle_access(AccessFs::from_all(self.abi))?;
         if self.abi == KNOWN {
             ruleset = ruleset.scope(Scope::from_all(self.abi))?;
         }
         let mut ruleset = ruleset.create()?;
-        for (fd, access) in &self.granted {
+        let own = own.iter().filter_map(|(fd, access)| Some((fd.as_ref()?, access)));
+        for (fd, access) in self.granted.iter().map(|(fd, access)| (fd, access)).chain(own) {
             ruleset = ruleset.add_rule(PathBeneath::new(fd.as_fd(), *access))?;
         }
-        match root {
-            Some(root) => ruleset.add_rule(PathBeneath::new(root.as_fd(), self.all())),
-            None => Ok(ruleset),
-        }
+        Ok(ruleset)
     }
 
     fn all(&self) -> BitFlags<AccessFs> {
