@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults soak chaos lint bench schemas nats python
+.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -15,7 +15,11 @@ help: ## this list
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
 
-test: nats python ## all tests, against a real nats-server (NATS_VERSION=2.12.3 for another one)
+test: ## all tests: test-host, then test-vm
+	@$(MAKE) --no-print-directory test-host
+	@$(MAKE) --no-print-directory test-vm
+
+test-host: nats python ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked $(CRASH_POINTS) --lib --bins --test integration
 
@@ -33,6 +37,9 @@ chaos: nats ## 2,000 tasks and 50 kills of workers and supervisors, and nothing 
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_CHAOS_TASKS=$${CHAOS_TASKS:-2000} WINDLASS_CHAOS_KILLS=$${CHAOS_KILLS:-50} \
 		$(CARGO) test --locked $(CRASH_POINTS) --test integration leftovers:: -- --nocapture
 
+test-vm: nats ## limits, kills, takeover, delegation under cgroup2 alone: Debian's kernel in qemu, no rights needed (VM_KERNEL=FILE for another one)
+	@CARGO="$(CARGO)" WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" tests/vm/run.sh
+
 lint: ## formatting, lints, and schemas that are not what the types say
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked $(CRASH_POINTS) --all-targets -- -D warnings
@@ -41,6 +48,9 @@ lint: ## formatting, lints, and schemas that are not what the types say
 
 bench: nats ## the figures of docs/performance.md, on this machine
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" $(CARGO) bench --locked --bench performance
+
+model: ## the protocol explored within larger bounds than `make test` does
+	WINDLASS_MODEL=long $(CARGO) test --locked --lib model:: -- --nocapture --test-threads=2
 
 schemas: ## write schemas/ from the types
 	$(CARGO) run --locked --quiet -- schema schemas

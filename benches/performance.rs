@@ -46,8 +46,12 @@ fn main() {
             idle::worker_at_rest().await;
         }
         if wanted("logs") {
-            flood::throughput("json").await;
-            flood::throughput("msgpack").await;
+            flood::throughput("json", 0).await;
+            flood::throughput("msgpack", 0).await;
+        }
+        if wanted("secrets") {
+            flood::throughput("json", 1).await;
+            flood::throughput("json", 20).await;
         }
         if wanted("away") {
             flood::broker_away().await;

@@ -195,7 +195,7 @@ mod tests {
     fn only_a_later_delivery_may_take_a_running_task_over() {
         let (queued, again) = (Time::from_micros(1_000_000), Time::from_micros(2_000_000));
         let task = task();
-        let plan = crate::plan::plan(&task, &Class::default(), true);
+        let plan = crate::plan::plan(&task, &Class::default(), &crate::config::TenantPolicy::default(), true);
         for (kind, owner, submitted_at, deliveries, stale) in [
             (EventKind::TaskStarted, 1, queued, 2, false),
             (EventKind::TaskStarted, 3, queued, 2, true),

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::task::assignment::{BackoffPolicy, Runtime};
+use crate::task::secret::SecretGrant;
 use crate::task::{ByteSize, ClassName, Profile, Tenant};
 use crate::wire::Encoding;
 
@@ -48,11 +49,19 @@ pub struct Config {
     pub log: Log,
     /// Classes that this worker serves, by name.
     pub classes: BTreeMap<ClassName, Class>,
-    /// What is special about a tenant, by name.
+    /// What is special about a tenant, by name; tenants without a table are as the defaults say.
     pub tenants: BTreeMap<Tenant, TenantPolicy>,
     /// The file that this was read from: tasks must not read it.
     #[serde(skip)]
     pub source: Option<PathBuf>,
+}
+
+impl Config {
+    /// What that tenant may do.
+    #[must_use]
+    pub fn tenant(&self, tenant: &Tenant) -> TenantPolicy {
+        self.tenants.get(tenant).cloned().unwrap_or_default()
+    }
 }
 
 /// `[bus]`
@@ -85,6 +94,8 @@ pub struct Worker {
     pub shed_delay_s: f64,
     /// Search path that tasks get.
     pub path: String,
+    /// Where secrets that are delivered as files are kept, in memory (tmpfs); empty: decided by the machine.
+    pub secrets_dir: String,
 }
 
 /// `[capacity]`
@@ -135,6 +146,8 @@ pub struct TenantPolicy {
     /// Group id; left out: the number of the user id.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gid: Option<u32>,
+    /// Secrets that its tasks may refer to: references, or prefixes of them that end in `*`.
+    pub secrets: Vec<SecretGrant>,
 }
 
 /// `[lease]`

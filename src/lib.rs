@@ -49,6 +49,7 @@ pub mod crash;
 pub mod dev;
 pub mod execute;
 pub mod intake;
+pub mod mask;
 #[cfg(test)]
 mod model;
 pub mod plan;

@@ -5,10 +5,14 @@
 
 use std::time::Duration;
 
-use crate::config::Class;
+use crate::config::{Class, TenantPolicy};
 use crate::intake::Task;
 use crate::task::assignment::{BackoffPolicy, Execution, Runtime};
 use crate::task::{Limits, Profile, Reason};
+
+mod secrets;
+
+pub use secrets::Secret;
 
 /// What would run.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +31,8 @@ pub struct Plan {
     pub max_attempts: u32,
     /// Delays between them.
     pub backoff: BackoffPolicy,
+    /// Secrets that it gets.
+    pub secrets: Vec<Secret>,
 }
 
 /// The program of a native task.
@@ -62,12 +68,13 @@ fn reject(reason: Reason, error: String, hint: &str) -> Rejection {
 ///
 /// # Errors
 /// When the task is incomplete, above a ceiling, or asks for what no worker of this version has.
-pub fn plan(task: &Task, class: &Class, enforced: bool) -> Result<Plan, Rejection> {
+pub fn plan(task: &Task, class: &Class, tenant: &TenantPolicy, enforced: bool) -> Result<Plan, Rejection> {
     let assignment = &task.assignment;
     let execution = &assignment.execution;
     offered(task, class)?;
     let program = program(execution)?;
     check_environment(execution)?;
+    let secrets = secrets::allowed(task, tenant)?;
     let limits = limits(execution, class, enforced)?;
     let grace_s = within("execution.grace_s", execution.grace_s, class.grace_s, 0.0, class.max_grace_s)?;
     let max_attempts = assignment.retry.max_attempts.unwrap_or(class.max_attempts);
@@ -82,7 +89,7 @@ pub fn plan(task: &Task, class: &Class, enforced: bool) -> Result<Plan, Rejectio
         return Err(invalid(format!("retry.backoff.factor: {} must be 1 or more", backoff.factor)));
     }
     let grace = Duration::from_secs_f64(grace_s);
-    Ok(Plan { runtime: execution.runtime, program, limits, sandbox: class.sandbox, grace, max_attempts, backoff })
+    Ok(Plan { runtime: execution.runtime, program, limits, sandbox: class.sandbox, grace, max_attempts, backoff, secrets })
 }
 
 /// What this version, and this class, offers.
@@ -110,7 +117,6 @@ fn offered(task: &Task, class: &Class) -> Result<(), Rejection> {
         ("workspace", !assignment.workspace.is_null()),
         ("environment", !assignment.environment.is_null()),
         ("artifacts", !assignment.artifacts.is_empty()),
-        ("secrets", !assignment.secrets.is_empty()),
         ("services", !assignment.services.is_empty()),
         ("execution.image", execution.image.is_some()),
         ("execution.entrypoint", execution.entrypoint.is_some()),
@@ -241,7 +247,7 @@ mod tests {
             assignment,
             sha256: String::new(),
         };
-        plan(&task, &Class::default(), true)
+        plan(&task, &Class::default(), &TenantPolicy::default(), true)
     }
 
     #[test]

@@ -8,12 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use secrecy::ExposeSecret as _;
+
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use crate::crash::{self, Point};
 use crate::execute::native::sandbox::User;
 use crate::intake::Task;
 use crate::plan::{Plan, Program};
+use crate::task::secret::SecretAs;
+
+pub mod secret_files;
+pub mod secrets;
 
 mod inside;
 mod leavings;
@@ -146,8 +152,7 @@ impl Drop for Workspace {
     }
 }
 
-/// A process to be started.
-#[derive(Debug)]
+/// A process to be started. Its environment is not printed: secrets are in it.
 pub struct Launch {
     /// Argument vector.
     pub argv: Vec<String>,
@@ -157,6 +162,12 @@ pub struct Launch {
     pub cwd: String,
     /// Standard input.
     pub stdin: OwnedFd,
+}
+
+impl std::fmt::Debug for Launch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Launch").field("argv", &self.argv).field("cwd", &self.cwd).finish_non_exhaustive()
+    }
 }
 
 /// What a task is told about itself.
@@ -174,6 +185,10 @@ pub struct Facts<'a> {
     pub private_tmp: bool,
     /// W3C trace context of the publisher.
     pub traceparent: Option<&'a str>,
+    /// Secrets of the task.
+    pub secrets: &'a [secrets::Value],
+    /// Variables with the paths of those that are files.
+    pub secret_files: &'a [(String, String)],
 }
 
 /// Puts together what the supervisor is to start.
@@ -238,8 +253,12 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
     let own = task.assignment.execution.env.iter().map(|(n, v)| (n.clone(), v.clone()));
     let named = |(name, value): (&str, String)| (name.to_owned(), value);
     let traceparent = facts.traceparent.map(|t| ("TRACEPARENT".to_owned(), t.to_owned()));
+    let secret = facts.secrets.iter().filter(|s| s.secret.delivery == SecretAs::Env);
+    // Only values that are text come so far as to be variables.
+    let secret = secret.map(|s| (s.secret.variable(), String::from_utf8_lossy(s.value.expose_secret()).into_owned()));
+    let secret = secret.chain(facts.secret_files.iter().cloned());
     // The last one counts. A map, for the publisher decides how many there are.
-    let env: BTreeMap<String, String> =
-        defaults.into_iter().chain(tmp).map(named).chain(own).chain(fixed.into_iter().map(named)).chain(traceparent).collect();
+    let given = defaults.into_iter().chain(tmp).map(named).chain(own).chain(secret);
+    let env: BTreeMap<String, String> = given.chain(fixed.into_iter().map(named)).chain(traceparent).collect();
     env.into_iter().collect()
 }

@@ -50,6 +50,7 @@ mod tests {
             grace: Duration::ZERO,
             max_attempts,
             backoff: BackoffPolicy { initial_ms: 10, factor: 2.0, max_ms: 1000 },
+            secrets: vec![],
         }
     }
 

@@ -12,6 +12,7 @@ pub mod log_chunk;
 pub mod nesting;
 pub mod outcome;
 pub mod sandbox;
+pub mod secret;
 pub mod size;
 pub mod stage;
 pub mod time;

@@ -122,6 +122,7 @@ pub enum WorkerError {
 /// # Errors
 /// When it cannot start, or lost its supervisor.
 pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), WorkerError> {
+    keep_memory_private();
     let instance = Instance::create(&config.worker)?;
     let capacity = Capacity::new(&config, Machine::here());
     for (name, class) in &config.classes {
@@ -135,10 +136,10 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     let name = format!("windlass worker {}", instance.info.worker_id);
     // Output has a connection of its own: on a slow link a renewal must not wait behind a window of chunks.
     let output = format!("{name} (output)");
-    let both = futures_util::future::try_join(
+    let both = Box::pin(futures_util::future::try_join(
         Bus::connect(&config.bus, &name, Patience::Wait),
         Bus::connect(&config.bus, &output, Patience::Wait),
-    );
+    ));
     let (bus, sink) = tokio::select! {
         buses = both => buses?,
         _ = stopping.wait_for(|s| *s >= Stop::Drain) => return Ok(()),
@@ -157,6 +158,16 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     shared.supervisor.shutdown().await;
     futures_util::future::join(shared.bus.close(), shared.sink.close()).await;
     end
+}
+
+/// Credentials and secrets are in this process's memory: no core dump has them, and no task of the same user reads them
+/// through /proc or ptrace.
+fn keep_memory_private() {
+    use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
+    let no_core = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
+    if let Err(error) = setrlimit(Resource::Core, no_core).and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
+        tracing::warn!(%error, "core dumps of this process are possible, and hold what its tasks were given");
+    }
 }
 
 async fn start_supervisor(config: &Config, instance: &str) -> Result<Supervisor, WorkerError> {

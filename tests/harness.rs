@@ -13,6 +13,8 @@
 pub mod acks;
 #[path = "harness/checker.rs"]
 pub mod checker;
+#[path = "harness/cluster.rs"]
+pub mod cluster;
 #[path = "harness/crew.rs"]
 pub mod crew;
 #[path = "harness/dice.rs"]
@@ -27,10 +29,14 @@ pub mod job;
 pub mod leftovers;
 #[path = "harness/litter.rs"]
 pub mod litter;
+#[path = "harness/operator.rs"]
+pub mod operator;
 #[path = "harness/orchestrator.rs"]
 pub mod orchestrator;
 #[path = "harness/proxy.rs"]
 pub mod proxy;
+#[path = "harness/records.rs"]
+pub mod records;
 #[path = "harness/server.rs"]
 pub mod server;
 #[path = "harness/watchdog.rs"]
@@ -66,4 +72,10 @@ pub fn programs() -> std::path::PathBuf {
         to
     });
     copied.clone()
+}
+
+/// `WINDLASS_TEST_SLOW`: how many times slower this machine is than tests with short leases and deadlines expect. Only an
+/// emulated one says so; 1 elsewhere.
+pub fn slowness() -> u32 {
+    std::env::var("WINDLASS_TEST_SLOW").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
 }

@@ -20,9 +20,13 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[path = "integration/cluster.rs"]
+mod cluster;
 #[cfg(feature = "crash-points")]
 #[path = "integration/crash_points.rs"]
 mod crash_points;
+#[path = "integration/credentials.rs"]
+mod credentials;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]
@@ -55,6 +59,8 @@ mod results;
 mod retry;
 #[path = "integration/sandbox.rs"]
 mod sandbox;
+#[path = "integration/secrets.rs"]
+mod secrets;
 #[path = "integration/server_faults.rs"]
 mod server_faults;
 #[path = "integration/soak.rs"]

@@ -79,7 +79,11 @@ impl Bed {
 
     /// Queues a task.
     pub async fn submit(&self, id: &str, execution: serde_json::Value) {
-        let body = serde_json::json!({"task_id": id, "execution": execution});
+        self.submit_with(id, serde_json::json!({"task_id": id, "execution": execution})).await;
+    }
+
+    /// Queues a whole assignment.
+    pub async fn submit_with(&self, id: &str, body: serde_json::Value) {
         let (class, tenant) = (ClassName::new("cpu_short").unwrap(), Tenant::new("bench").unwrap());
         let body = Encoding::Json.encode(&body).unwrap();
         self.bus.publish_assignment(&class, Priority::Normal, &tenant, &TaskId::new(id).unwrap(), Encoding::Json, body).await.unwrap();

@@ -6,15 +6,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use serde_json::json;
+use windlass::config::TenantPolicy;
 use windlass::report::ChunkSink as _;
-use windlass::task::EventKind;
+use windlass::task::secret::SecretGrant;
+use windlass::task::{EventKind, Tenant};
 
 use super::bed::{Bed, status_mib};
 use super::report;
 
 const BYTES: usize = 256 << 20;
 
-pub async fn throughput(encoding: &str) {
+pub async fn throughput(encoding: &str, secrets: usize) {
     let mut bed = Bed::new("", &[("LOGS__CAP", "2GiB"), ("EVENTS__ENCODING", encoding)]).await;
     let file = bed.path("output.txt");
     let mut writer = std::io::BufWriter::new(std::fs::File::create(&file).unwrap());
@@ -22,8 +24,10 @@ pub async fn throughput(encoding: &str) {
         writeln!(writer, "{n:012} a line of output such as a program writes, of 64 bytes").unwrap();
     }
     writer.flush().unwrap();
+    let secrets = plant(&mut bed, secrets);
     bed.start_worker();
-    bed.submit("flood", json!({"runtime": "native", "command": ["cat", file], "timeout_s": 120})).await;
+    let execution = json!({"runtime": "native", "command": ["cat", file], "timeout_s": 120});
+    bed.submit_with("flood", json!({"task_id": "flood", "execution": execution, "secrets": secrets})).await;
     let end = bed.wait_for("flood", EventKind::TaskCompleted).await;
     let (run, logs) = (end.run.unwrap(), end.logs.unwrap());
     let micros = end.time.as_micros() - run.started_at.unwrap().as_micros();
@@ -47,10 +51,24 @@ pub async fn throughput(encoding: &str) {
     #[expect(clippy::cast_precision_loss, reason = "megabytes and seconds")]
     let raw = logs.stdout.bytes as f64 / start.elapsed().as_micros() as f64;
     report(
-        &format!("log throughput of one task, {encoding}, of raw publishing"),
+        &format!("log throughput of one task, {encoding}, {} secrets, of raw publishing", secrets.len()),
         &format!("{task:.0} of {raw:.0} MB/s = {:.0} %", task / raw * 100.0),
         ">= 60 %",
     );
+}
+
+/// So many secrets of 40 characters that the task may have and does not print.
+fn plant(bed: &mut Bed, secrets: usize) -> Vec<serde_json::Value> {
+    let vault = bed.path("vault");
+    std::fs::create_dir(&vault).unwrap();
+    let grant = SecretGrant::try_from(format!("file:{}/*", vault.display())).unwrap();
+    bed.config.tenants.insert(Tenant::new("bench").unwrap(), TenantPolicy { secrets: vec![grant], ..TenantPolicy::default() });
+    let one = |n: usize| {
+        let value = &windlass::wire::sha256_hex(format!("secret {n}").as_bytes())[..40];
+        std::fs::write(vault.join(n.to_string()), value.replace('7', "/")).unwrap();
+        json!({"name": format!("S{n}"), "ref": format!("file:{}/{n}", vault.display())})
+    };
+    (0..secrets).map(one).collect()
 }
 
 pub async fn broker_away() {

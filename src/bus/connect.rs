@@ -1,12 +1,12 @@
 //! Connecting, and what must be true of the server.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerError, jetstream};
 use tokio::sync::watch;
 
+use super::credentials::Credentials;
 use super::{Bus, Inner, Subjects};
 use crate::config;
 use crate::retry::Delays;
@@ -99,7 +99,19 @@ pub(crate) fn version_of(text: &str) -> Option<(u64, u64, u64)> {
 
 async fn attempt(config: &config::Bus, name: &str, connected: Arc<watch::Sender<u64>>) -> Result<async_nats::Client, ConnectError> {
     let client = name.to_owned();
-    let mut options = ConnectOptions::new()
+    let credentials = Credentials::of(config);
+    // At once, with the reason: later, a file that cannot be read is only a connection that cannot be made yet.
+    if let Credentials::File(path) = &credentials {
+        std::fs::File::open(path).map_err(|error| ConnectError::Credentials { path: config.creds.clone(), error })?;
+    }
+    let options = match &credentials {
+        Credentials::None => ConnectOptions::new(),
+        Credentials::File(_) | Credentials::Url { .. } => ConnectOptions::with_auth_callback(move |nonce| {
+            let answer = credentials.answer(&nonce);
+            async { answer }
+        }),
+    };
+    let options = options
         .name(name)
         .ping_interval(Duration::from_secs_f64(config.ping_interval_s))
         .request_timeout(Some(Duration::from_secs_f64(config.request_timeout_s)))
@@ -110,10 +122,6 @@ async fn attempt(config: &config::Bus, name: &str, connected: Arc<watch::Sender<
             on_event(&client, &event, &connected);
             async {}
         });
-    if !config.creds.is_empty() {
-        let path = Path::new(&config.creds);
-        options = options.credentials_file(path).await.map_err(|error| ConnectError::Credentials { path: config.creds.clone(), error })?;
-    }
     let servers: Vec<&str> = config.server.split(',').map(str::trim).filter(|s| !s.is_empty()).collect();
     let server = config.server.clone();
     options.connect(servers.as_slice()).await.map_err(|e| {

@@ -6,10 +6,13 @@
 use std::time::Duration;
 
 use async_nats::connection::State;
+use async_nats::jetstream::stream::RawMessageErrorKind;
 use async_nats::{HeaderMap, Message, Request, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use super::chain::read_error;
+use super::read::NO_MESSAGE;
 use super::{Bus, BusError};
 use crate::crash::{self, Point};
 use crate::task::Time;
@@ -63,9 +66,36 @@ impl Delivery {
         self.headers.get(name).map(async_nats::HeaderValue::as_str)
     }
 
-    /// Removes the message from the queue; confirmed.
+    /// Removes the message from the queue, if it is still there; confirmed.
+    ///
+    /// An ack names a place in the stream and nothing else. In a stream that was removed and made anew meanwhile another
+    /// task's message may stand there, and would be gone without having been run.
     pub(crate) async fn ack(&self) -> Result<(), BusError> {
-        self.answer("+ACK".into()).await.inspect(|()| crash::point(Point::AckSent))
+        if self.is_there().await? {
+            return self.answer("+ACK".into()).await.inspect(|()| crash::point(Point::AckSent));
+        }
+        tracing::debug!(subject = self.subject, sequence = self.sequence, "not in the queue any more: not acknowledged");
+        Ok(())
+    }
+
+    async fn is_there(&self) -> Result<bool, BusError> {
+        let stream = self.bus.stream(&self.bus.subjects().tasks_stream()).await?;
+        match stream.get_raw_message(self.sequence).await {
+            Ok(found) => {
+                Ok(found.subject.as_str() == self.subject && Time::from_nanos(found.time.unix_timestamp_nanos()) == self.submitted_at)
+            }
+            Err(error) => {
+                let what = || format!("queued message {}", self.sequence);
+                match error.kind() {
+                    RawMessageErrorKind::NoMessageFound => Ok(false),
+                    RawMessageErrorKind::JetStream(e) if e.error_code().0 == NO_MESSAGE => Ok(false),
+                    RawMessageErrorKind::JetStream(e) => {
+                        Err(BusError::Refused { what: what(), code: e.error_code().0, text: e.to_string() })
+                    }
+                    RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(read_error(&error, what())),
+                }
+            }
+        }
     }
 
     /// Gives the message back, to be handed out again after `delay`; confirmed. Refused while the connection is away: the

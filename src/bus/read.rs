@@ -20,7 +20,7 @@ use crate::wire::Encoding;
 const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// "no message found"
-const NO_MESSAGE: u64 = 10037;
+pub(super) const NO_MESSAGE: u64 = 10037;
 
 /// Which events.
 #[derive(Debug, Clone, Default)]

@@ -88,7 +88,7 @@ impl Merge {
             };
             for (key, value) in keys {
                 // An empty table is set as a whole, so that the class or tenant is there at all.
-                if let (true, Value::Table(named)) = (section == "classes" || section == "tenants", value)
+                if let (true, Value::Table(named)) = (matches!(section.as_str(), "classes" | "tenants"), value)
                     && !named.is_empty()
                 {
                     for (named_key, value) in named {

@@ -82,6 +82,13 @@ impl Checks {
         self.require(!c.state_dir.as_os_str().is_empty(), "worker.state_dir", "\"\"", "name a directory such as /var/lib/windlass");
         self.range("worker.drain_timeout_s", c.drain_timeout_s, 0.0, 7.0 * DAY_S, "0 stops running tasks at once");
         self.range("worker.shed_delay_s", c.shed_delay_s, 0.01, 3600.0, "1 is usual");
+        let rule = "give an absolute path, or leave it empty";
+        self.require(
+            c.secrets_dir.is_empty() || c.secrets_dir.starts_with('/'),
+            "worker.secrets_dir",
+            format!("{:?}", c.secrets_dir),
+            rule,
+        );
         self.require(!c.path.is_empty(), "worker.path", "\"\"", "tasks could find no program; name directories, separated by colons");
     }
 

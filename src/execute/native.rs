@@ -72,8 +72,8 @@ pub enum SpawnFailure {
     SupervisorLost,
 }
 
-/// What to run: a [`SpawnRequest`] without its number.
-#[derive(Debug, Clone, PartialEq)]
+/// What to run: a [`SpawnRequest`] without its number. Its environment is not printed: secrets are in it.
+#[derive(Clone, PartialEq)]
 pub struct Program {
     /// Name of the cgroup directory, unique among the running: `<task_id>.<attempt>`.
     pub cgroup: String,
@@ -89,6 +89,12 @@ pub struct Program {
     pub sandbox: Confinement,
     /// The supervisor kills the tree when it is not renewed within this time. `None`: no lease.
     pub lease: Option<Duration>,
+}
+
+impl std::fmt::Debug for Program {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Program").field("cgroup", &self.cgroup).field("argv", &self.argv).field("cwd", &self.cwd).finish_non_exhaustive()
+    }
 }
 
 /// What this machine can enforce, as the supervisor found it.

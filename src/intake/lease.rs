@@ -65,6 +65,17 @@ impl Lease {
     }
 }
 
+/// Until when a message is surely held whose delivery came, or whose last confirmed renewal was sent, at `last`. A quarter
+/// of `ack_wait` is left for the way of the delivery, the end of the task's process, and clocks.
+pub(crate) fn lease_end(last: Instant, ack_wait: Duration) -> Instant {
+    last + ack_wait.mul_f64(0.75)
+}
+
+/// Time between renewals; also how long the answer to one is waited for.
+pub(crate) fn renewal(ack_wait: Duration) -> Duration {
+    ack_wait / 5
+}
+
 /// How a lease was lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
@@ -98,12 +109,12 @@ impl Renewer {
     /// When the task must have been stopped, unless the lease is renewed before.
     #[must_use]
     pub fn deadline(&self) -> Instant {
-        self.last + self.ack_wait.mul_f64(0.75)
+        lease_end(self.last, self.ack_wait)
     }
 
     /// Renews until the lease is lost; `renewed` gets each new deadline. Restart it after [`Loss::Expired`] to go on trying.
     pub async fn run(&mut self, mut renewed: impl FnMut(Instant)) -> Loss {
-        let every = self.ack_wait / 5;
+        let every = renewal(self.ack_wait);
         loop {
             let next = self.last.max(Instant::now() - every) + every;
             tokio::time::sleep_until(next.min(self.deadline())).await;

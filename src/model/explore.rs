@@ -3,7 +3,7 @@
 //! Own code instead of a model checker's: what must hold here is "from every state the task can still come to its end, by
 //! moves that somebody owes", which is a search backwards over the whole graph; the libraries check paths forwards.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::{self, Debug};
 use std::hash::Hash;
 
@@ -51,6 +51,8 @@ pub(super) struct Seen {
     pub(super) states: usize,
     pub(super) moves: usize,
     pub(super) ends: usize,
+    /// Different things that happened.
+    pub(super) kinds: usize,
 }
 
 /// The promise that [`Machine::is_done`] stands for.
@@ -111,7 +113,7 @@ impl<S: Clone + Eq + Hash + Debug> Graph<S> {
 pub(super) fn explore<M: Machine>(machine: &M) -> Result<Seen, Box<Counterexample>> {
     let mut graph = Graph { states: vec![], known: HashMap::new(), came: vec![], owed: vec![] };
     graph.enter(machine.start(), 0, "start");
-    let (mut at, mut moves, mut ends) = (0, 0, Vec::new());
+    let (mut at, mut moves, mut ends, mut kinds) = (0, 0, Vec::new(), HashSet::new());
     let mut next = Vec::new();
     while at < graph.states.len() {
         let state = graph.states[at].clone();
@@ -125,6 +127,7 @@ pub(super) fn explore<M: Machine>(machine: &M) -> Result<Seen, Box<Counterexampl
         machine.moves(&state, &mut next);
         for Move { what, fault, to } in next.drain(..) {
             moves += 1;
+            kinds.insert(what);
             let to = graph.enter(to, number, what);
             if !fault {
                 graph.owed.push((number, to));
@@ -134,6 +137,6 @@ pub(super) fn explore<M: Machine>(machine: &M) -> Result<Seen, Box<Counterexampl
     }
     match graph.stuck(&ends) {
         Some(stuck) => Err(Box::new(graph.trace(CAN_END, stuck))),
-        None => Ok(Seen { states: graph.states.len(), moves, ends: ends.len() }),
+        None => Ok(Seen { states: graph.states.len(), moves, ends: ends.len(), kinds: kinds.len() }),
     }
 }

@@ -1,6 +1,6 @@
 //! What the model must not let pass: a decision or a rule of the server, broken on purpose, and the promise that breaks.
 
-use super::bus::{NOT_LATE, ONE_END, ONE_OWNER, RELEASED};
+use super::bus::{ALLOWED, CONTIGUOUS, NOT_LATE, ONE_END, ONE_OWNER, RELEASED};
 use super::explore::{CAN_END, explore};
 use super::sweep::{MENDED, TWICE};
 use super::world::{ACK, AT_ONCE, Fault, LETTER, Setting, TAKEN, World};
@@ -30,6 +30,10 @@ pub(super) enum Flaw {
     LetterFirst,
     /// Does not carry over how many attempts were released.
     CountReleased,
+    /// Takes the server's count of deliveries for the attempt's number.
+    DeliveriesAreAttempts,
+    /// Goes on when the attempts are used up.
+    NoLimit,
     /// Does not read cancel requests.
     DeafToCancel,
     /// Lets a task run when its lease is over.
@@ -86,6 +90,8 @@ catches! {
     the_model_catches_a_late_delivery_given_back_unseen: BackUnseen breaks NOT_LATE, [Freeze, Unasked];
     the_model_catches_a_letter_before_its_end: LetterFirst breaks LETTER, [Lapse];
     the_model_catches_released_attempts_that_count: CountReleased breaks RELEASED, [Leave, Crash];
+    the_model_catches_deliveries_that_count_as_attempts: DeliveriesAreAttempts breaks CONTIGUOUS, [Crash];
+    the_model_catches_an_attempt_too_many: NoLimit breaks ALLOWED, [Crash];
     the_model_catches_a_cancel_that_is_not_read: DeafToCancel breaks "no attempt begins once its cancel was read", [Cancel, Crash];
     the_model_catches_a_task_that_outlives_its_lease: RunsOn breaks AT_ONCE, [Lapse], in_time: true;
     the_model_catches_a_short_ack_wait: ShortAckWait breaks TAKEN, [Crash], in_time: true;

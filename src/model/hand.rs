@@ -265,6 +265,7 @@ impl World {
         let record = |kind, reason, attempt, released| Record { kind, by: ticket, attempt, released, reason, on };
         let claim = |attempt, released| {
             let released = if self.has(Flaw::CountReleased) { 0 } else { released };
+            let attempt = if self.has(Flaw::DeliveriesAreAttempts) { ticket.count } else { attempt };
             let record = record(EventKind::TaskStarted, None, attempt, released);
             ("it is claimed", Step::Append { record, role: Role::Claim { first: false }, back: false })
         };
@@ -280,6 +281,7 @@ impl World {
             Verdict::Stale => ("it is another's", Step::Idle),
             _ if giving => give_back,
             Verdict::NotYet | Verdict::Over { .. } => give_back,
+            Verdict::End { attempt, released, .. } if self.has(Flaw::NoLimit) => claim(attempt + 1, released),
             Verdict::End { reason, attempt, released } => {
                 let record = record(EventKind::TaskFailed, Some(reason), attempt, released);
                 match letter(reason) {

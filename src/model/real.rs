@@ -55,11 +55,14 @@ pub(super) enum Verdict {
 /// too early for a retry.
 type Question = (Option<(Record, u8)>, Ticket, bool, bool);
 
+/// The last event that was read back, and the one whose append was refused.
+type ReadBack = (Option<(Record, u8)>, Record);
+
 pub(super) struct Real {
     task: Task,
     plan: Plan,
     verdicts: RefCell<HashMap<Question, Verdict>>,
-    fates: RefCell<HashMap<(Option<(Record, u8)>, Record), Option<bool>>>,
+    fates: RefCell<HashMap<ReadBack, Option<bool>>>,
 }
 
 const RETRY_AT: i64 = 1_000_000_000_000;
@@ -89,7 +92,7 @@ impl Real {
             assignment: serde_json::from_str(&text).unwrap(),
             sha256: "same".to_owned(),
         };
-        let plan = plan(&task, &Class { max_max_attempts: 9, ..Class::default() }, true).unwrap();
+        let plan = plan(&task, &Class { max_max_attempts: 9, ..Class::default() }, &crate::config::TenantPolicy::default(), true).unwrap();
         Self { task, plan, verdicts: RefCell::default(), fates: RefCell::default() }
     }
 

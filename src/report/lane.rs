@@ -8,6 +8,7 @@ use tokio::net::unix::pipe::Receiver;
 use tokio::time::Instant;
 
 use super::utf8::whole_chars;
+use crate::mask::StreamMask;
 use crate::task::Time;
 use crate::task::log_chunk::LogStream;
 
@@ -46,11 +47,12 @@ pub(super) struct Lane {
     first: Option<(Instant, Time)>,
     last_cut: Option<Instant>,
     enlarged: bool,
+    mask: Option<StreamMask>,
 }
 
 impl Lane {
-    pub(super) fn new(stream: LogStream, pipe: Receiver, rule: CutRule) -> Self {
-        Self { stream, rule, pipe: Some(pipe), pending: BytesMut::new(), first: None, last_cut: None, enlarged: false }
+    pub(super) fn new(stream: LogStream, pipe: Receiver, rule: CutRule, mask: Option<StreamMask>) -> Self {
+        Self { stream, rule, pipe: Some(pipe), pending: BytesMut::new(), first: None, last_cut: None, enlarged: false, mask }
     }
 
     /// Waits for bytes and takes them in; 0 at the end of the pipe. Never resolves once the lane is closed. Cancel safe:
@@ -101,9 +103,23 @@ impl Lane {
         Ok(0)
     }
 
-    /// The `n` bytes that were read last.
-    pub(super) fn newest(&self, n: usize) -> &[u8] {
-        &self.pending[self.pending.len() - n..]
+    /// Masks the `n` bytes that were read last; what of the stream may leave because of them. To be called after every read.
+    pub(super) fn admit(&mut self, n: usize) -> &[u8] {
+        let known = self.pending.len() - n;
+        if let Some(mask) = &mut self.mask {
+            let raw = self.pending[known..].to_vec();
+            self.pending.truncate(known);
+            mask.push(&raw, &mut |part| self.pending.extend_from_slice(part));
+            if self.pipe.is_none() {
+                mask.finish(&mut |part| self.pending.extend_from_slice(part));
+            }
+            match self.pending.is_empty() {
+                // Nothing to wait for, until what is held back is decided.
+                true => self.first = None,
+                false => _ = self.first.get_or_insert_with(|| (Instant::now(), Time::now())),
+            }
+        }
+        &self.pending[known..]
     }
 
     /// Stops reading; what is pending stays.
@@ -135,7 +151,9 @@ impl Lane {
     /// A record, if it is time for one: also at the end of all output. The end of this pipe alone is not enough, since that
     /// of the other one mostly follows in the same moment, and then this record can be marked as the last.
     pub(super) fn cut(&mut self, now: Instant, ended: bool) -> Option<Record> {
-        let full = self.pending.len() >= self.rule.chunk;
+        // What was held back by the mask comes on top of a chunk.
+        let most = self.pending.len().min(self.rule.chunk);
+        let full = most == self.rule.chunk;
         if self.pending.is_empty() || !(full || ended || self.due().is_some_and(|due| due <= now)) {
             return None;
         }
@@ -143,8 +161,9 @@ impl Lane {
             self.enlarge();
         }
         // What is held back waits for one more cut: a lone beginning of a character goes as it is.
-        let whole = if self.is_closed() { self.pending.len() } else { whole_chars(&self.pending) };
-        let len = if whole == 0 { self.pending.len() } else { whole };
+        let last = self.is_closed() && most == self.pending.len();
+        let whole = if last { most } else { whole_chars(&self.pending[..most]) };
+        let len = if whole == 0 { most } else { whole };
         let data = self.pending.split_to(len).freeze();
         let time = self.first.map_or_else(Time::now, |(_, time)| time);
         self.first = (!self.pending.is_empty()).then(|| (now, Time::now()));

@@ -83,12 +83,12 @@ impl<S: ChunkSink> Publisher<S> {
         let mut resting = Some(stage);
         let mut ready: VecDeque<Prepared> = VecDeque::new();
         let mut in_flight = FuturesUnordered::new();
-        let mut again: VecDeque<Letter> = VecDeque::new();
+        let mut again: VecDeque<Box<Letter>> = VecDeque::new();
         let mut pace = Pace::new(self.window);
         let mut buffered = 0;
         loop {
             while pace.allows(in_flight.len())
-                && let Some(what) = again.pop_front().map(What::Again).or_else(|| ready.pop_front().map(What::New))
+                && let Some(what) = again.pop_front().map(What::Again).or_else(|| ready.pop_front().map(|chunk| What::New(Box::new(chunk))))
             {
                 in_flight.push(deliver(Arc::clone(&self.sink), what));
             }
@@ -115,22 +115,12 @@ impl<S: ChunkSink> Publisher<S> {
                     resting = Some(stage);
                 }
                 // Cancel safe: a stream; the futures stay in it.
-                Some(delivered) = in_flight.next() => match delivered? {
-                    Delivered::Confirmed { len, sent } => {
+                Some(delivered) = in_flight.next() => match noted(delivered?, &mut pace) {
+                    Ok(len) => {
                         buffered -= len;
-                        pace.confirmed(sent, Instant::now());
                         crash::point(Point::BetweenChunks);
                     }
-                    Delivered::Not { letter, sent, silent, reason } => {
-                        if silent {
-                            pace.silent(sent, Instant::now());
-                        }
-                        if pace.speaks(Instant::now()) {
-                            let msg_id = &letter.msg_id;
-                            tracing::warn!(%msg_id, %reason, "output is not stored yet, sending it again; its task cannot end before");
-                        }
-                        again.push_back(letter);
-                    }
+                    Err(letter) => again.push_back(letter),
                 },
                 // Cancel safe: the notification is kept.
                 () = self.spool.changed() => {}
@@ -167,8 +157,8 @@ struct Letter {
 }
 
 enum What {
-    New(Prepared),
-    Again(Letter),
+    New(Box<Prepared>),
+    Again(Box<Letter>),
 }
 
 /// What became of one try.
@@ -176,7 +166,7 @@ enum Delivered {
     /// Stored; so much output was in it.
     Confirmed { len: usize, sent: Instant },
     /// Perhaps not stored. Its delay is over.
-    Not { letter: Letter, sent: Instant, silent: bool, reason: String },
+    Not { letter: Box<Letter>, sent: Instant, silent: bool, reason: String },
 }
 
 async fn write(mut chunk: Prepared) -> Result<Letter, Fault> {
@@ -191,11 +181,32 @@ async fn write(mut chunk: Prepared) -> Result<Letter, Fault> {
     Ok(Letter { subject, msg_id, content_type, body, len, delays: Delays::new(FIRST_DELAY, LONGEST_DELAY) })
 }
 
+/// What one try says of the pace; how much output is stored, or what has to be sent again.
+fn noted(delivered: Delivered, pace: &mut Pace) -> Result<usize, Box<Letter>> {
+    let now = Instant::now();
+    match delivered {
+        Delivered::Confirmed { len, sent } => {
+            pace.confirmed(sent, now);
+            Ok(len)
+        }
+        Delivered::Not { letter, sent, silent, reason } => {
+            if silent {
+                pace.silent(sent, now);
+            }
+            if pace.speaks(now) {
+                let msg_id = &letter.msg_id;
+                tracing::warn!(%msg_id, %reason, "output is not stored yet, sending it again; its task cannot end before");
+            }
+            Err(letter)
+        }
+    }
+}
+
 /// Publishes one chunk once.
 async fn deliver<S: ChunkSink>(sink: Arc<S>, what: What) -> Result<Delivered, Fault> {
     let again = matches!(what, What::Again(_));
     let mut letter = match what {
-        What::New(chunk) => write(chunk).await?,
+        What::New(chunk) => Box::new(write(*chunk).await?),
         What::Again(letter) => letter,
     };
     crash::point(Point::ChunkReady);

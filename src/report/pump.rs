@@ -118,20 +118,21 @@ impl Pump {
         }
     }
 
-    /// New bytes, or the end of a pipe.
+    /// New bytes, or the end of a pipe. The one place where bytes pass and are masked: before excerpt, local copy and spool
+    /// see them (invariant 8).
     fn observe(&mut self, lane: usize, result: std::io::Result<usize>) {
         let lane = &mut self.lanes[lane];
-        match result {
-            Ok(n) => {
-                if n > 0 {
-                    crash::point(Point::OutputRead);
-                }
-                // Masking belongs here: before tail, local copy and spool see the bytes.
-                if lane.stream == LogStream::Stderr {
-                    self.context.stderr_tail.push(lane.newest(n));
-                }
-            }
-            Err(e) => self.context.faults.raise(Fault::Pipe { stream: lane.stream, source: Arc::new(e) }),
+        let n = result.unwrap_or_else(|e| {
+            self.context.faults.raise(Fault::Pipe { stream: lane.stream, source: Arc::new(e) });
+            0
+        });
+        if n > 0 {
+            crash::point(Point::OutputRead);
+        }
+        let stream = lane.stream;
+        let masked = lane.admit(n);
+        if stream == LogStream::Stderr {
+            self.context.stderr_tail.push(masked);
         }
     }
 
@@ -143,7 +144,9 @@ impl Pump {
         let mut order = [first, second];
         order.sort_by_key(|lane| lane.first());
         for lane in order {
-            self.batch.extend(lane.cut(now, ended));
+            while let Some(record) = lane.cut(now, ended) {
+                self.batch.push(record);
+            }
         }
     }
 
@@ -210,6 +213,8 @@ impl Pump {
                 held.push(self.lanes[at].stream.as_str());
                 self.lanes[at].close();
             }
+            // What was held back until the end.
+            self.observe(at, Ok(0));
         }
         if !held.is_empty() {
             let (held, allowed) = (held.join(" and "), allowed.as_millis());

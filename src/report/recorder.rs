@@ -21,6 +21,7 @@ use super::publisher::{Publisher, Stage};
 use super::pump::{Context, Pump};
 use super::spool::{self, Reader, Spool, SpoolConfig};
 use super::tail::StderrTail;
+use crate::mask::Masker;
 use crate::task::event::Manifest;
 use crate::task::log_chunk::LogStream;
 use crate::task::{ByteSize, TaskId, Tenant};
@@ -61,6 +62,8 @@ pub struct RecorderConfig {
     pub spool: PathBuf,
     /// Local copies, if wanted.
     pub local: Option<LocalLogs>,
+    /// Secrets that must not leave.
+    pub mask: Masker,
 }
 
 /// Everything that an attempt wrote is stored by the server: each chunk of the manifest was confirmed.
@@ -127,8 +130,8 @@ impl Recorder {
         let chunk = usize::try_from(config.chunk.bytes().clamp(MIN_CHUNK, MAX_CHUNK)).map_err(io::Error::other)?;
         let rule = CutRule { chunk, flush: config.flush };
         let lanes = [
-            Lane::new(LogStream::Stdout, Receiver::from_owned_fd(stdout)?, rule),
-            Lane::new(LogStream::Stderr, Receiver::from_owned_fd(stderr)?, rule),
+            Lane::new(LogStream::Stdout, Receiver::from_owned_fd(stdout)?, rule, config.mask.stream()),
+            Lane::new(LogStream::Stderr, Receiver::from_owned_fd(stderr)?, rule, config.mask.stream()),
         ];
         let half = config.cap.bytes() / 2;
         let spool = Spool::new(SpoolConfig { dir: config.spool.clone(), head: config.cap.bytes() - half, tail: half, create });

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use super::fake::{Answer, FakeSink};
 use super::recorder::{Recorded, Recorder, RecorderConfig, ReportError};
 use super::{Fault, LocalLogs, spool};
+use crate::mask::Masker;
 use crate::task::event::{Manifest, StreamManifest};
 use crate::task::log_chunk::{ChunkData, ChunkEncoding, LogChunk, LogStream};
 use crate::task::{ByteSize, TaskId, Tenant};
@@ -20,6 +21,7 @@ mod bytes;
 mod cap;
 mod faults;
 mod life;
+mod masked;
 mod speed;
 
 const DRAIN: Duration = Duration::from_secs(5);
@@ -42,11 +44,20 @@ struct Setup {
     window: u32,
     local: Option<LocalLogs>,
     create: spool::Create,
+    mask: Masker,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { cap: 256 << 20, chunk: 64 << 10, encoding: Encoding::Json, window: 8, local: None, create: spool::create }
+        Self {
+            cap: 256 << 20,
+            chunk: 64 << 10,
+            encoding: Encoding::Json,
+            window: 8,
+            local: None,
+            create: spool::create,
+            mask: Masker::default(),
+        }
     }
 }
 
@@ -68,6 +79,7 @@ impl Setup {
             max_payload: 1 << 20,
             spool: spool.clone(),
             local: self.local,
+            mask: self.mask,
         };
         let sink = Arc::new(sink);
         let (stdout_read, stdout) = std::io::pipe().expect("pipe");

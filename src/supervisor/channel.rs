@@ -31,11 +31,16 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK, None)?)
 }
 
-/// A frame ready to be sent, in the packet or beside it.
-#[derive(Debug)]
+/// A frame ready to be sent, in the packet or beside it. Not printed: a task's environment may be in it.
 pub struct Outgoing {
     body: Vec<u8>,
     descriptors: Vec<OwnedFd>,
+}
+
+impl std::fmt::Debug for Outgoing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Outgoing({} bytes, {} descriptors)", self.body.len(), self.descriptors.len())
+    }
 }
 
 impl Outgoing {

@@ -35,8 +35,8 @@ pub enum Request {
     },
 }
 
-/// What to start.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+/// What to start. Its environment is not printed: secrets are in it.
+#[derive(Clone, Serialize, Deserialize)]
 pub struct SpawnRequest {
     /// Number of this process, chosen by the worker, unique in its life.
     pub id: u64,
@@ -54,6 +54,12 @@ pub struct SpawnRequest {
     pub sandbox: Confinement,
     /// The task is killed when it is not renewed within this many milliseconds; absent: no lease.
     pub lease_ms: Option<u64>,
+}
+
+impl std::fmt::Debug for SpawnRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SpawnRequest").field("id", &self.id).field("cgroup", &self.cgroup).field("argv", &self.argv).finish_non_exhaustive()
+    }
 }
 
 /// Supervisor to worker.

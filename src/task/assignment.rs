@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::secret::SecretRequest;
 use super::{ByteSize, ClassName, IoLimits, Outcome, Reason, TaskId, Tenant, Time};
 
 /// One task. Unknown keys are refused with their path; what is left out comes from the class.
@@ -47,9 +48,9 @@ pub struct Assignment {
     /// Inputs and outputs; no runtime of this version offers them.
     #[serde(default, skip_serializing_if = "Artifacts::is_empty")]
     pub artifacts: Artifacts,
-    /// Secrets by reference; no runtime of this version offers them.
+    /// Secrets by reference.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub secrets: Vec<Value>,
+    pub secrets: Vec<SecretRequest>,
     /// Service containers; no runtime of this version offers them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<Value>,

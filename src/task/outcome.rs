@@ -88,8 +88,10 @@ reasons! {
     PatchRejected = "patch_rejected" => Failure,
     /// The environment could not be built.
     EnvironmentFailed = "environment_failed" => Failure,
-    /// A secret that the task names does not exist.
+    /// A secret that the task names does not exist, or cannot be used.
     SecretMissing = "secret_missing" => Failure,
+    /// A store of secrets does not answer.
+    SecretUnavailable = "secret_unavailable" => Error,
     /// An input could not be fetched.
     InputFailed = "input_failed" => Error,
     /// An output could not be stored.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::run::millis;
 use crate::execute::native;
+use crate::mask::Masker;
 use crate::plan::Plan;
 use crate::report::{AllChunksConfirmed, Fault, Recorded, ReportError};
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
@@ -57,6 +58,18 @@ impl Account {
             result: None,
             stages,
         }
+    }
+
+    /// Without the task's secrets: every text that the task, or an error about it, could have put one into. Output and its
+    /// excerpt, and progress, were masked as they came.
+    #[must_use]
+    pub fn masked(mut self, mask: &Masker) -> Self {
+        [&mut self.error, &mut self.hint].into_iter().flatten().for_each(|text| mask.text(text));
+        if let Some(result) = &mut self.result {
+            mask.json(&mut result.value);
+            mask.json(&mut result.metrics);
+        }
+        self
     }
 
     /// Puts the account into an event.

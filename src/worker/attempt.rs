@@ -22,6 +22,7 @@ use crate::bus::control::{CancelRequest, CancelWatch};
 use crate::bus::delivery::Delivery;
 use crate::claim::{Attempt, Decision, Ending, Letter, Situation, decide, is_stale, letter};
 use crate::crash::{self, Point};
+use crate::intake::lease::lease_end;
 use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
@@ -92,7 +93,7 @@ fn situation<'a>(
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
     crash::point(Point::Decoded);
     let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
-    let plan = plan::plan(task, class, shared.enforced);
+    let plan = plan::plan(task, class, &shared.config.tenant(&task.tenant), shared.enforced);
     // Listen first, then read what is stored: so no request is missed.
     let mut cancel = shared.cancels.watch(&task.tenant, &task.task_id);
     if let Some(end) = first_delivery(shared, lease, task, &plan, permit, &mut cancel).await {
@@ -222,7 +223,7 @@ async fn patiently<T, F: Future<Output = Result<T, BusError>>>(shared: &Shared, 
 
 /// Until when a claim may be tried: afterwards the message may be another worker's.
 pub(super) fn claim_deadline(shared: &Shared, delivery: &Delivery) -> Instant {
-    delivery.received + shared.ack_wait().mul_f64(0.75)
+    lease_end(delivery.received, shared.ack_wait())
 }
 
 /// Stores a dead letter; none when that could not be confirmed while the message is held.

@@ -18,6 +18,7 @@ use crate::claim::Attempt;
 use crate::config::OnLeaseLoss;
 use crate::crash::{self, Point};
 use crate::intake::{Lease, Loss, Renewer, Task};
+use crate::mask::Masker;
 use crate::plan::Plan;
 use crate::settle::{Disposition, dispose};
 use crate::task::event::{Event, EventKind, RetryInfo, Status};
@@ -80,6 +81,7 @@ impl Claimed<'_> {
             claimed: Instant::now(),
             stages: vec![validating],
             signals: Signals { interrupt, lease },
+            mask: Masker::default(),
         };
         let drive = Box::pin(self.drive(run, writer));
         Some(guard(self.shared, drive, renewer, cancel, &interrupts, &leases).await)

@@ -14,6 +14,7 @@ use crate::bus::Bus;
 use crate::bus::chain::{Appended, SpooledEvent};
 use crate::config;
 use crate::crash::{self, Point};
+use crate::prepare::secret_files::SecretStore;
 use crate::prepare::{Leavings, remove_tree};
 use crate::task::WorkerId;
 use crate::task::event::WorkerInfo;
@@ -23,6 +24,8 @@ use crate::task::event::WorkerInfo;
 pub struct Instance {
     /// How events name it.
     pub info: WorkerInfo,
+    /// Where secrets that are files are kept.
+    pub secrets: SecretStore,
     state_dir: PathBuf,
     dir: PathBuf,
     _lock: File,
@@ -79,8 +82,9 @@ impl Instance {
             let dir = state_dir.join(&instance);
             match make_locked(&dir) {
                 Ok(lock) => {
+                    let secrets = SecretStore::new(&config.secrets_dir, &instance);
                     let info = WorkerInfo { worker_id, instance, host, version: env!("CARGO_PKG_VERSION").to_owned() };
-                    return Ok(Self { info, state_dir, dir, _lock: lock, leavings: Arc::default() });
+                    return Ok(Self { info, secrets, state_dir, dir, _lock: lock, leavings: Arc::default() });
                 }
                 // Between its making and its lock another worker took it for dead, and buried it.
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => {}
@@ -113,8 +117,15 @@ impl Instance {
         Ok(Kept { path })
     }
 
-    /// Finishes and removes what dead instances of this state directory left.
+    /// Finishes and removes what dead instances of this state directory left, and the secrets of all dead instances.
     pub async fn bury_the_dead(&self, bus: &Bus) {
+        for dir in self.secrets.places().iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten() {
+            if let Some(_lock) = dead(&dir.path())
+                && let Err(error) = std::fs::remove_dir_all(dir.path())
+            {
+                tracing::warn!(%error, path = %dir.path().display(), "cannot remove the secrets of a dead instance");
+            }
+        }
         let Ok(entries) = std::fs::read_dir(&self.state_dir) else { return };
         for dir in entries.flatten().map(|entry| entry.path()).filter(|path| *path != self.dir && path.is_dir()) {
             // Held until the directory is gone, so that two workers do not bury at one time.

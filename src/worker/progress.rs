@@ -3,6 +3,7 @@
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 
+use crate::mask::Masker;
 use crate::prepare::{Inside, PROGRESS};
 use crate::task::Time;
 use crate::task::event::Progress;
@@ -26,13 +27,14 @@ pub struct ProgressFile {
     /// Within a line that was too long: up to its end nothing counts.
     skipping: bool,
     stages: Vec<StageEntry>,
+    mask: Masker,
 }
 
 impl ProgressFile {
     /// Follows the progress file of `inside`, which need not exist yet.
     #[must_use]
-    pub fn new(inside: Arc<Inside>) -> Self {
-        Self { inside, offset: 0, partial: Vec::new(), skipping: false, stages: Vec::new() }
+    pub fn new(inside: Arc<Inside>, mask: Masker) -> Self {
+        Self { inside, offset: 0, partial: Vec::new(), skipping: false, stages: Vec::new(), mask }
     }
 
     /// What was written since the last look: the newest report, if there is one. Cancel safe: what was read and not taken is
@@ -53,7 +55,7 @@ impl ProgressFile {
             rest = after;
             self.add(line);
             let line = std::mem::take(&mut self.partial);
-            if let Some(progress) = parse(&line).filter(|_| !self.skipping) {
+            if let Some(progress) = parse(&line, &self.mask).filter(|_| !self.skipping) {
                 self.note(&progress);
                 newest = Some(progress);
             }
@@ -98,10 +100,12 @@ fn read_from(inside: &Inside, offset: u64) -> Option<Vec<u8>> {
 }
 
 /// A line that is no report is ignored: progress is a courtesy, not a result.
-fn parse(line: &[u8]) -> Option<Progress> {
+fn parse(line: &[u8], mask: &Masker) -> Option<Progress> {
     let mut progress: Progress = serde_json::from_slice(line).ok()?;
     progress.pct = progress.pct.filter(|p| p.is_finite()).map(|p| p.clamp(0.0, 100.0));
     for text in [&mut progress.stage, &mut progress.message].into_iter().flatten() {
+        // Before it is cut: half a secret is not found.
+        mask.text(text);
         if text.len() > MAX_TEXT {
             text.truncate(text.floor_char_boundary(MAX_TEXT));
         }
@@ -118,7 +122,7 @@ mod tests {
     fn file() -> (tempfile::TempDir, std::path::PathBuf, ProgressFile) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join(PROGRESS);
-        let file = ProgressFile::new(Arc::new(Inside::open(dir.path()).unwrap()));
+        let file = ProgressFile::new(Arc::new(Inside::open(dir.path()).unwrap()), Masker::default());
         (dir, path, file)
     }
 

@@ -16,7 +16,9 @@ use crate::crash::{self, Point};
 use crate::execute::native::sandbox::{Confinement, User};
 use crate::execute::native::{self, Process, Program, SpawnFailure};
 use crate::intake::Task;
+use crate::mask::Masker;
 use crate::plan::Plan;
+use crate::prepare::secrets::{self, SecretError};
 use crate::prepare::{self, Facts, Launch, Workspace};
 use crate::report::{LocalLogs, Recorder, RecorderConfig};
 use crate::supervisor::protocol::ExitReport;
@@ -85,6 +87,14 @@ pub struct Run<'a> {
     pub stages: Vec<StageEntry>,
     /// From outside.
     pub signals: Signals,
+    /// What must not leave; known once the secrets are read.
+    pub mask: Masker,
+}
+
+/// Why there are no secrets.
+enum Unread {
+    Refused(SecretError),
+    Interrupted(Interrupt),
 }
 
 /// A process with the recorder of its output.
@@ -111,6 +121,43 @@ impl Run<'_> {
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
     pub async fn go(mut self, writer: &mut ChainWriter) -> Ended {
         self.stages.push(Stage::Loading.entered());
+        let values = match self.read_secrets().await {
+            Ok(values) => values,
+            Err(Unread::Refused(error)) => return self.failed(error.reason, error.to_string(), Some(error.hint.to_owned()), "prepare"),
+            Err(Unread::Interrupted(Interrupt::Canceled(reason))) => {
+                let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+                return self.failed(Reason::Canceled, format!("canceled before it ran{why}"), None, "prepare");
+            }
+            Err(Unread::Interrupted(Interrupt::Leave { .. })) => return Ended::Unfinished("the worker is stopping".to_owned()),
+            Err(Unread::Interrupted(Interrupt::Lost)) => return Ended::Lost,
+        };
+        let mask = match secrets::masker(&values) {
+            Ok(mask) => mask,
+            Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
+        };
+        let _live = mask.enlist();
+        self.mask = mask.clone();
+        match self.go_with(&values, writer).await {
+            Ended::Said(account) => Ended::Said(Box::new(account.masked(&mask))),
+            ended @ (Ended::Unfinished(_) | Ended::Lost) => ended,
+        }
+    }
+
+    /// The task's secrets, or what came in between.
+    async fn read_secrets(&self) -> Result<Vec<secrets::Value>, Unread> {
+        if self.plan.secrets.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut interrupt = self.signals.interrupt.clone();
+        tokio::select! {
+            // Cancel safe: reading changes nothing.
+            values = secrets::read(&self.plan.secrets, &self.shared.bus) => values.map_err(Unread::Refused),
+            // Cancel safe.
+            why = interrupted(&mut interrupt) => Err(Unread::Interrupted(why)),
+        }
+    }
+
+    async fn go_with(self, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
         let instance = &self.shared.instance;
         let workspace = match Workspace::create(&instance.work(), &self.name(), self.user(), &instance.leavings) {
             Ok(workspace) => workspace,
@@ -119,12 +166,19 @@ impl Run<'_> {
                 return self.failed(reason, error.to_string(), None, "prepare");
             }
         };
-        let ended = self.go_in(&workspace, writer).await;
+        let ended = self.go_in(&workspace, values, writer).await;
         workspace.remove().await;
         ended
     }
 
-    async fn go_in(mut self, workspace: &Workspace, writer: &mut ChainWriter) -> Ended {
+    async fn go_in(mut self, workspace: &Workspace, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
+        let files = match self.shared.instance.secrets.write(&self.name(), values, &workspace.dir) {
+            Ok(files) => files,
+            Err(error) => {
+                let hint = "look at worker.secrets_dir of the worker and the memory it has".to_owned();
+                return self.failed(Reason::SecretUnavailable, error.to_string(), Some(hint), "prepare");
+            }
+        };
         let facts = Facts {
             task: self.task,
             attempt: self.story.attempt(),
@@ -132,6 +186,8 @@ impl Run<'_> {
             path: &self.shared.config.worker.path,
             private_tmp: self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox).is_some_and(|f| f.private_tmp),
             traceparent: self.traceparent,
+            secrets: values,
+            secret_files: &files.variables,
         };
         let launch = match prepare::launch(self.plan, workspace, &facts) {
             Ok(launch) => launch,
@@ -187,7 +243,8 @@ impl Run<'_> {
                 self.run.started_at = Some(Time::now());
                 self.run.pid = Some(process.pid());
                 self.stages.push(Stage::Executing.entered());
-                Ok(Running { process, recorder, progress: ProgressFile::new(Arc::clone(&workspace.inside)), started: Instant::now() })
+                let progress = ProgressFile::new(Arc::clone(&workspace.inside), self.mask.clone());
+                Ok(Running { process, recorder, progress, started: Instant::now() })
             }
             Err(SpawnFailure::Refused(error)) => {
                 recorder.abandon().await;
@@ -222,6 +279,7 @@ impl Run<'_> {
                 file_max: logs.file_max,
                 file_keep: logs.file_keep,
             }),
+            mask: self.mask.clone(),
         }
     }
 
@@ -326,6 +384,15 @@ async fn read_result(workspace: &Workspace) -> Result<Option<serde_json::Value>,
 async fn lost(interrupt: &mut watch::Receiver<Option<Interrupt>>) {
     if interrupt.wait_for(|i| *i == Some(Interrupt::Lost)).await.is_err() {
         std::future::pending::<()>().await;
+    }
+}
+
+/// Resolves when the attempt is to be stopped. Cancel safe.
+async fn interrupted(interrupt: &mut watch::Receiver<Option<Interrupt>>) -> Interrupt {
+    let why = interrupt.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+    match why {
+        Some(why) => why,
+        None => std::future::pending().await,
     }
 }
 

@@ -205,7 +205,7 @@ pub fn check_manifest(manifest: &Manifest, chunks: &[(LogChunk, Vec<u8>)]) -> Re
 
 /// Waits until no message of an ended task is in the queue: the confirmed ack follows the terminal event.
 async fn queue_is_clear(bus: &Orchestrator, tasks: &[Task]) {
-    let deadline = Instant::now() + super::PATIENCE;
+    let deadline = Instant::now() + super::PATIENCE * super::slowness();
     loop {
         let left = bus.queued().await;
         let left: Vec<_> = left.iter().filter(|s| tasks.iter().any(|t| s.subject.ends_with(&format!(".{}.{}", t.tenant, t.id)))).collect();

@@ -56,7 +56,7 @@ fn stored(message: async_nats::jetstream::Message) -> Result<Stored, Error> {
 
 /// Everything that a stream holds now on `filter`, in order.
 pub async fn read_all(js: &Context, stream: &str, filter: &str) -> Vec<Stored> {
-    let deadline = Instant::now() + super::PATIENCE;
+    let deadline = Instant::now() + super::PATIENCE * super::slowness();
     loop {
         match try_read_all(js, stream, filter).await {
             Ok(all) => return all,
@@ -122,7 +122,7 @@ impl Feed {
     /// Waits until `look` finds what it looks for in what has come so far; `None` when it does not within the time.
     pub async fn until<T>(&self, within: Duration, mut look: impl FnMut(&[Stored]) -> Option<T>) -> Option<T> {
         let mut changes = self.changes.clone();
-        let found = tokio::time::timeout(within, async {
+        let found = tokio::time::timeout(within * super::slowness(), async {
             loop {
                 changes.borrow_and_update();
                 if let Some(found) = look(&self.seen.lock().expect("not poisoned")) {

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use super::leftovers::entries;
 use super::watchdog::watchdog;
 use super::worker::{Worker, windlass};
-use super::{Orchestrator, PATIENCE, Server, checker, leftovers};
+use super::{Orchestrator, PATIENCE, Server, checker, leftovers, slowness};
 
 /// Everything of one test. Derefs to its [`Orchestrator`].
 pub struct Fleet {
@@ -37,6 +37,15 @@ impl Deref for Fleet {
 
 fn owned(settings: &[(&str, &str)]) -> Vec<(String, String)> {
     settings.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()
+}
+
+/// Leases that a slow machine can renew in time.
+fn stretched(mut settings: Vec<(String, String)>) -> Vec<(String, String)> {
+    for (_, seconds) in settings.iter_mut().filter(|(key, _)| key == "LEASE__ACK_WAIT_S") {
+        let asked: f64 = seconds.parse().expect("seconds");
+        *seconds = (asked * f64::from(slowness())).to_string();
+    }
+    settings
 }
 
 impl Fleet {
@@ -71,14 +80,15 @@ impl Fleet {
             ("SWEEPER__INTERVAL_S", "0"),
             ("STREAMS__LOGS_MAX", "2GiB"),
             ("STREAMS__MAX_WAITING", "512"),
-            ("CGROUP__PARENT", &format!("windlass-test-{prefix}")),
+            ("CGROUP__PARENT", &leftovers::cgroup_place(&format!("windlass-test-{prefix}"))),
             ("SANDBOX__WRITE_PATHS", &format!("[{:?}]", dir)),
             ("SANDBOX__READ_PATHS", &read_paths(&programs)),
         ]);
-        all.extend(owned(settings));
+        all.extend(stretched(owned(settings)));
         let url = server.url();
         init(&url, &prefix, &all).await;
-        let bus = Orchestrator::connect(&url, &prefix).await;
+        let creds = all.iter().find(|(key, _)| key == "BUS__CREDS").map(|(_, path)| path.as_str());
+        let bus = Orchestrator::connect_with(&url, &prefix, creds).await;
         Self { bus, server, dir, root, settings: all, workers: Mutex::default(), finished: false }
     }
 
@@ -96,7 +106,7 @@ impl Fleet {
     /// Starts a worker that reaches the server by another way.
     pub fn worker_at(&self, id: &str, url: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
         let mut all = self.settings.clone();
-        all.extend(owned(settings));
+        all.extend(stretched(owned(settings)));
         let worker = Arc::new(Worker::start(&self.root, id, url, &self.prefix, &all));
         self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
         worker
@@ -116,7 +126,7 @@ impl Fleet {
     /// As [`Fleet::worker_named`], to die at a crash point.
     #[cfg(feature = "crash-points")]
     pub fn armed(&self, id: &str, point: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
-        self.worker_named(id, &[settings, &[("WINDLASS_CRASH_AT", point)]].concat())
+        self.worker_named(id, &[settings, &[("env:WINDLASS_CRASH_AT", point)]].concat())
     }
 
     /// Runs a verb of the command line against this fleet.
@@ -138,9 +148,9 @@ impl Fleet {
         dir
     }
 
-    /// Name of the cgroup directory that holds all of this fleet's.
+    /// The cgroup directory that holds all of this fleet's, below each hierarchy.
     pub fn cgroup_parent(&self) -> String {
-        format!("windlass-test-{}", self.prefix)
+        leftovers::cgroup_place(&format!("windlass-test-{}", self.prefix))
     }
 
     /// Processes of this fleet's tasks and workers that are alive, and its supervisors.

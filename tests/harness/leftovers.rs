@@ -52,6 +52,15 @@ pub fn temporary(needles: &[String]) -> Vec<PathBuf> {
     entries.filter(|path| path.file_name().is_some_and(|name| needles.iter().any(|n| name.to_string_lossy().contains(n)))).collect()
 }
 
+/// Where a cgroup of the tests' goes, below each hierarchy: at the top, or in the place that `WINDLASS_TEST_CGROUP` names
+/// (for a user to whom only that was delegated).
+pub fn cgroup_place(name: &str) -> String {
+    match std::env::var("WINDLASS_TEST_CGROUP") {
+        Ok(place) if !place.is_empty() => format!("{place}/{name}"),
+        _ => name.to_owned(),
+    }
+}
+
 /// Directories of that name right below each mounted cgroup hierarchy.
 pub fn cgroup_parents(name: &str) -> Vec<PathBuf> {
     let root = Path::new("/sys/fs/cgroup");
@@ -79,7 +88,7 @@ pub fn entries(dir: &Path) -> Vec<PathBuf> {
 
 /// Waits until `look` finds nothing; what it still found at the end otherwise.
 pub async fn gone<T>(within: Duration, mut look: impl FnMut() -> Vec<T>) -> Vec<T> {
-    let deadline = Instant::now() + within;
+    let deadline = Instant::now() + within * super::slowness();
     loop {
         let left = look();
         if left.is_empty() || Instant::now() >= deadline {

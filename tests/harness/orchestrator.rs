@@ -67,7 +67,15 @@ pub fn chunk_of(stored: &Stored) -> (LogChunk, Vec<u8>) {
 impl Orchestrator {
     /// Connects.
     pub async fn connect(url: &str, prefix: &str) -> Self {
-        let options = async_nats::ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(50));
+        Self::connect_with(url, prefix, None).await
+    }
+
+    /// Connects with a credentials file.
+    pub async fn connect_with(url: &str, prefix: &str, creds: Option<&str>) -> Self {
+        let mut options = async_nats::ConnectOptions::new().reconnect_delay_callback(|_| Duration::from_millis(50));
+        if let Some(creds) = creds {
+            options = options.credentials_file(creds).await.expect("credentials");
+        }
         let client = options.connect(url).await.expect("the server answers");
         let acks = Arc::new(Acks::of(&client, &format!("{}_TASKS", prefix.to_uppercase())).await);
         let js = jetstream::new(client);

@@ -82,6 +82,8 @@ struct Armed {
 }
 
 struct Shared {
+    /// Frames of the client's protocol; else bytes as they come.
+    framed: bool,
     link: watch::Sender<Link>,
     traps: Mutex<Vec<Armed>>,
     passed: watch::Sender<[u64; 2]>,
@@ -114,8 +116,18 @@ impl Trap {
 impl Proxy {
     /// A link to `server` that works.
     pub fn before(server: &Server) -> Self {
+        Self::start(server.port(), true)
+    }
+
+    /// A link to anything else that listens at `port`, without traps.
+    pub fn of_bytes(port: u16) -> Self {
+        Self::start(port, false)
+    }
+
+    fn start(upstream: u16, framed: bool) -> Self {
         let link = Link { flows: [Flow::Pass; 2], delay: Duration::ZERO, rate: None, down: false, cuts: 0, how: Cut::Reset };
         let shared = Arc::new(Shared {
+            framed,
             link: watch::Sender::new(link),
             traps: Mutex::default(),
             passed: watch::Sender::new([0; 2]),
@@ -123,7 +135,7 @@ impl Proxy {
         });
         let (_end, ended) = tokio::sync::oneshot::channel::<()>();
         let (port_sender, port) = std::sync::mpsc::channel();
-        let (mine, upstream) = (Arc::clone(&shared), server.port());
+        let mine = Arc::clone(&shared);
         std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
@@ -135,6 +147,11 @@ impl Proxy {
         });
         let port = port.recv().expect("the proxy listens");
         Self { port, shared, _end }
+    }
+
+    /// Where it listens.
+    pub fn port(&self) -> u16 {
+        self.port
     }
 
     /// Where the worker connects.
@@ -189,14 +206,6 @@ impl Proxy {
     /// Bytes that passed so far.
     pub fn passed(&self, direction: Direction) -> u64 {
         self.shared.passed.borrow()[direction as usize]
-    }
-
-    /// Waits until that many bytes more have passed.
-    pub async fn until_passed(&self, direction: Direction, bytes: u64) {
-        let until = self.passed(direction) + bytes;
-        let mut passed = self.shared.passed.subscribe();
-        let waited = tokio::time::timeout(PATIENCE, passed.wait_for(|passed| passed[direction as usize] >= until)).await;
-        waited.expect("the bytes never came").expect("the proxy runs");
     }
 
     /// How many connections were made through it so far.
@@ -293,7 +302,7 @@ impl Way {
                 // Held bytes are not even read: they wait where TCP keeps them.
                 let _ = link.wait_for(|link| link.flows[this.direction as usize] != Flow::Hold).await;
                 let read = from.read_buf(&mut bytes).await;
-                while let Some(length) = frame_length(&bytes) {
+                while let Some(length) = if this.shared.framed { frame_length(&bytes) } else { Some(bytes.len()).filter(|n| *n > 0) } {
                     let frame: Vec<u8> = bytes.drain(..length).collect();
                     if queue.send((Instant::now(), frame)).await.is_err() {
                         return;
@@ -317,7 +326,7 @@ impl Way {
             if swallowed || self.direction == Direction::ToClient && *self.deaf.borrow() {
                 continue;
             }
-            let frame = without_other_servers(frame);
+            let frame = if self.shared.framed { without_other_servers(frame) } else { frame };
             let spring = self.spring(&frame);
             // Before the frame: its answer may be here sooner than this goes on.
             if matches!(spring, Some((Spring::LoseAnswers, _))) {

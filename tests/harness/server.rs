@@ -27,6 +27,8 @@ pub struct Options {
     pub sync_always: bool,
     /// `max_payload`, bytes.
     pub max_payload: Option<u32>,
+    /// More of its configuration, as it is.
+    pub more: &'static str,
 }
 
 impl Server {
@@ -48,7 +50,7 @@ impl Server {
         let dir = watchdog().dir().join(format!("nats-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
         std::fs::create_dir_all(&dir).expect("the server's directory");
         let config = dir.join("nats.conf");
-        let deadline = Instant::now() + super::PATIENCE;
+        let deadline = Instant::now() + super::PATIENCE * super::slowness();
         // Between the look for a free port and its use somebody else may take it: then the next one.
         while Instant::now() < deadline {
             let port = free_port();
@@ -134,7 +136,7 @@ impl Server {
             .spawn()
             .expect("nats-server starts");
         watchdog().adopt(child.id());
-        let deadline = Instant::now() + super::PATIENCE;
+        let deadline = Instant::now() + super::PATIENCE * super::slowness();
         while Instant::now() < deadline {
             if child.try_wait().expect("wait").is_some() {
                 watchdog().release(child.id());
@@ -165,6 +167,14 @@ impl Server {
         assert!(self.start(), "nats-server did not start again; see {}", self.config.display());
     }
 
+    /// Takes `from` for `to` in its configuration, and has it read that again.
+    pub fn reconfigure(&self, from: &str, to: &str) {
+        let text = std::fs::read_to_string(&self.config).expect("its configuration");
+        assert!(text.contains(from), "{from:?} is not in its configuration");
+        std::fs::write(&self.config, text.replace(from, to)).expect("its configuration");
+        self.signal(Signal::HUP);
+    }
+
     /// Freezes it: connections stay open, nothing answers.
     pub fn freeze(&self) {
         self.signal(Signal::STOP);
@@ -191,10 +201,11 @@ impl Drop for Server {
 impl Options {
     fn render(self, port: u16, dir: &Path) -> String {
         let store = dir.join("data");
+        let more = self.more;
         let sync = if self.sync_always { "sync_interval: always" } else { "" };
         let payload = self.max_payload.map_or_else(String::new, |n| format!("max_payload: {n}"));
         format!(
-            "listen: 127.0.0.1:{port}\n{payload}\njetstream {{ store_dir: \"{}\"\n max_mem: 256MB\n max_file: 2TB\n {sync} }}\n",
+            "listen: 127.0.0.1:{port}\n{payload}\n{more}\njetstream {{ store_dir: \"{}\"\n max_mem: 256MB\n max_file: 2TB\n {sync} }}\n",
             store.display()
         )
     }

@@ -32,7 +32,7 @@ done
 # The supervisors of killed workers empty their cgroups; the parents are the tests'. Only what is empty can be removed.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
   left=
-  for cgroup in /sys/fs/cgroup/windlass-test-w$RUN-* /sys/fs/cgroup/*/windlass-test-w$RUN-*; do
+  for cgroup in /sys/fs/cgroup/$WINDLASS_TEST_CGROUP/windlass-test-w$RUN-* /sys/fs/cgroup/*/windlass-test-w$RUN-*; do
     [ ! -d "$cgroup" ] || rmdir "$cgroup" || left=1
   done
   [ -n "$left" ] || break

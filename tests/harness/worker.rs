@@ -33,7 +33,7 @@ pub fn windlass() -> Command {
 }
 
 impl Worker {
-    /// Starts one with `settings` (`SECTION__KEY` and value), its state below `dir`.
+    /// Starts one with `settings` (`SECTION__KEY` and value, or `env:NAME` and value), its state below `dir`.
     pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
         Self::start_with(windlass(), dir, id, url, prefix, settings)
     }
@@ -66,8 +66,11 @@ impl Worker {
         command.arg("worker").arg("--config").arg(config).args(["--server", url, "--prefix", prefix]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
         for (key, value) in settings {
-            // What is no setting is a variable as it is.
-            command.env(if key.starts_with("WINDLASS_") { key.clone() } else { format!("WINDLASS__{key}") }, value);
+            // `env:NAME` is a variable as it is, all others are settings.
+            match key.strip_prefix("env:") {
+                Some(name) => command.env(name, value),
+                None => command.env(format!("WINDLASS__{key}"), value),
+            };
         }
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file);
         let child = command.spawn().expect("windlass starts");
@@ -92,7 +95,7 @@ impl Worker {
     pub async fn exit(&self, within: Duration) -> ExitStatus {
         let mut slot = self.child.lock().await;
         let child = slot.as_mut().unwrap_or_else(|| panic!("worker {} was already waited for", self.id));
-        let status = tokio::time::timeout(within, child.wait()).await;
+        let status = tokio::time::timeout(within * super::slowness(), child.wait()).await;
         let status = status.unwrap_or_else(|_| panic!("worker {} still runs after {within:?}\n{}", self.id, self.log())).expect("wait");
         *slot = None;
         watchdog().release(self.pid);

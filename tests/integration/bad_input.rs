@@ -119,7 +119,13 @@ async fn what_cannot_be_run_fails_with_its_reason() {
         ("a file as directory", Job::argv(["true"]).set("/execution/working_dir", plain.as_str()), Reason::SpawnFailed, "plain-file"),
         ("a runtime of another worker", Job::argv(["true"]).set("/execution/runtime", "docker"), Reason::Unschedulable, "docker"),
         ("a GPU", Job::argv(["true"]).set("/execution/resources/gpus", 1), Reason::Unschedulable, "gpus"),
-        ("a secret", Job::argv(["true"]).set("/secrets", json!([{"name": "x"}])), Reason::Unschedulable, "secrets"),
+        ("half a secret", Job::argv(["true"]).set("/secrets", json!([{"name": "x"}])), Reason::InvalidAssignment, "secrets"),
+        (
+            "another's secret",
+            Job::argv(["true"]).set("/secrets", json!([{"name": "x", "ref": "env:HOME"}])),
+            Reason::PolicyRefused,
+            "secrets[0].ref",
+        ),
     ] {
         let task = fleet.submit(&job).await;
         let end = fleet.end(&task).await;

@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use windlass::task::log_chunk::LogStream;
 use windlass::task::{EventKind, Reason};
 
 use crate::harness::job::Gate;
@@ -220,11 +221,15 @@ async fn invariant_07_bounded_memory() {
 
 #[tokio::test]
 async fn invariant_08_only_masked_bytes_leave() {
-    // Secrets come with a later version; until then an assignment that names one is refused, so that none can leave unmasked.
-    let Some(fleet) = Fleet::with_worker(1, &[]).await else { return };
-    let task = fleet.submit(&Job::bash("env").set("/secrets", serde_json::json!([{"name": "TOKEN", "from": "vault"}]))).await;
+    // In all its forms and on all ways out: `secrets`.
+    let Some(fleet) = Fleet::start(&[("TENANTS__ACME__SECRETS", r#"["env:CANARY"]"#)]).await else { return };
+    fleet.worker(&[("env:CANARY", "a-canary-of-invariant-8")]);
+    let script = "echo out $TOKEN; echo err $TOKEN >&2; echo \"\\\"$TOKEN\\\"\" > $WINDLASS_RESULT";
+    let task = fleet.submit(&Job::bash(script).set("/secrets", serde_json::json!([{"name": "TOKEN", "ref": "env:CANARY"}]))).await;
     let end = fleet.end(&task).await;
-    assert_eq!((end.reason, end.task.attempt), (Some(Reason::Unschedulable), 0));
+    assert_eq!((end.reason, end.stderr_tail.as_deref()), (Some(Reason::Ok), Some("err ***\n")));
+    assert_eq!(end.result.as_ref().map(|r| r.value.clone()), Some("***".into()));
+    assert_eq!(fleet.output(&task, &end, LogStream::Stdout).await, b"out ***\n");
     fleet.finish().await;
 }
 

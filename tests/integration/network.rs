@@ -1,7 +1,6 @@
 //! The network between worker and server fails, in each way that a network can: nothing is lost, nothing is said twice, and
 //! never do two attempts of a task run at one time.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,6 +10,7 @@ use windlass::task::{EventKind, Reason};
 
 use crate::harness::job::Gate;
 use crate::harness::proxy::{Cut, Direction, Flow, Proxy, Spring, Trap};
+use crate::harness::records::{one_after_the_other, records, until_recorded};
 use crate::harness::worker::Worker;
 use crate::harness::{Fleet, Job, PATIENCE, Task, leftovers};
 
@@ -209,21 +209,6 @@ async fn a_slow_link_costs_time_and_neither_memory_nor_the_lease() {
     fleet.finish().await;
 }
 
-/// Shell text that writes the monotonic time into a file of the attempt's own, for as long as the attempt runs.
-fn records(dir: &Path, gate: &Gate) -> String {
-    let until = gate.wait();
-    let condition = until.strip_prefix("until ").and_then(|u| u.split(';').next()).expect("a gate").to_owned();
-    format!(
-        "until {condition}; do read -r up _ < /proc/uptime; echo $up >> '{}/attempt-'$WINDLASS_ATTEMPT; [ -e announced ] || {{ touch announced; echo up; }}; sleep 0.01; done",
-        dir.display()
-    )
-}
-
-fn recorded(dir: &Path, attempt: u32) -> Vec<f64> {
-    let text = std::fs::read_to_string(dir.join(format!("attempt-{attempt}"))).unwrap_or_default();
-    text.lines().filter_map(|line| line.parse().ok()).collect()
-}
-
 /// The worker's side of a partition that lasts longer than its lease.
 struct Partition {
     fleet: Fleet,
@@ -242,7 +227,6 @@ impl Partition {
         let job = Job::bash(format!("{preamble} {}", records(&fleet.dir, &gate))).grace(60.0);
         let task = fleet.submit(&job).await;
         fleet.output_has(&task, "up").await;
-        assert!(!recorded(&fleet.dir, 1).is_empty());
         Some(Self { fleet, proxy, first, task, gate, said: Vec::new() })
     }
 
@@ -260,11 +244,7 @@ impl Partition {
         let Self { fleet, task, .. } = &self;
         fleet.worker_at("near", &fleet.server.url(), &[("CAPACITY__SLOTS", "1")]);
         fleet.attempt(task, 2).await;
-        let deadline = Instant::now() + PATIENCE;
-        while recorded(&fleet.dir, 2).is_empty() {
-            assert!(Instant::now() < deadline, "the second attempt was claimed and does not run");
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until_recorded(&fleet.dir, 2).await;
         heal(&self);
         // The second worker's only slot is taken: the first one is back, well, and takes new work.
         let probe = fleet.submit(&Job::argv(["true"])).await;
@@ -272,10 +252,7 @@ impl Partition {
         self.gate.open();
         let end = fleet.end(task).await;
         assert_eq!((end.reason, end.task.attempt, end.worker.worker_id.as_str()), (Some(Reason::Ok), 2, "near"));
-        let (first, second) = (recorded(&fleet.dir, 1), recorded(&fleet.dir, 2));
-        let (last, begun) = (first.last().unwrap(), second.first().unwrap());
-        println!("the first attempt wrote its last record {:.2} s before the second wrote its first", begun - last);
-        assert!(last < begun, "both attempts ran between {begun} and {last}");
+        one_after_the_other(&fleet.dir);
         let kinds: Vec<_> = fleet.chain(task).iter().map(|l| (l.event.event, l.event.task.attempt)).collect();
         let (started, completed) = (EventKind::TaskStarted, EventKind::TaskCompleted);
         assert_eq!(kinds, [(started, 1), (started, 2), (completed, 2)], "the worker that was cut off wrote a word");

@@ -122,10 +122,10 @@ impl Site {
         self.hierarchies.iter().zip(&group.dirs).filter_map(|(h, d)| Some((h, d.as_ref()?.as_fd())))
     }
 
-    /// Processes of the task that are alive. Zombies are not counted.
+    /// Processes of the task that are alive, also those in cgroups that it made below its own. Zombies are not counted.
     #[must_use]
     pub fn pids(&self, group: &Group) -> Vec<u32> {
-        self.each(group).next().map(|(_, dir)| files::pids(dir, "cgroup.procs").unwrap_or_default()).unwrap_or_default()
+        self.each(group).next().map(|(_, dir)| files::pids_below(dir)).unwrap_or_default()
     }
 
     /// Sends a signal to every process of the task, once.

@@ -33,6 +33,7 @@ async fn throughput() {
             max_payload: 1 << 20,
             spool: dir.path().join("spool"),
             local: None,
+            mask: crate::mask::Masker::default(),
         };
         let (stdout_read, stdout) = std::io::pipe().expect("pipe");
         let (stderr_read, _) = std::io::pipe().expect("pipe");

@@ -73,6 +73,17 @@ pub(super) fn pids(dir: impl AsFd, name: &str) -> io::Result<Vec<u32>> {
     }
 }
 
+/// Processes of `dir` and of everything below it. What cannot be read is left out.
+pub(super) fn pids_below(dir: BorrowedFd<'_>) -> Vec<u32> {
+    let mut found = pids(dir, "cgroup.procs").unwrap_or_default();
+    for name in children(dir).unwrap_or_default() {
+        if let Ok(child) = open_dir_at(dir, &name) {
+            found.extend(pids_below(child.as_fd()));
+        }
+    }
+    found
+}
+
 /// Names of the directories below `dir`.
 pub(super) fn children(dir: BorrowedFd<'_>) -> io::Result<Vec<String>> {
     // A fresh description: the offset of `dir` itself is not moved.

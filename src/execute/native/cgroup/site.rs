@@ -133,6 +133,9 @@ impl Site {
             let path = path.to_path_buf();
             move |e: io::Error| Unfit::Directory { path, error: e.to_string() }
         };
+        if mount.v2 {
+            may_enter(&own_directory(place.own, mount), &parent_path)?;
+        }
         let parent = sweep::locked_parent(&parent_path).map_err(at(&parent_path))?;
         let swept = sweep::sweep_siblings(parent.as_fd(), &parent_path, wish.instance);
         for (name, removed) in swept {
@@ -248,6 +251,18 @@ fn delegated_parent(place: &Place<'_>, mount: &Mount) -> Result<(PathBuf, Vec<Co
     // EBUSY here: other processes of the unit sit in this cgroup itself; DelegateSubgroup= moves them away.
     enable(base, &wanted).map_err(at)?;
     Ok((parent, wanted))
+}
+
+/// Whether a child of ours may be started in `path`: that takes the right to write `cgroup.procs` of the cgroup above both.
+/// Where directories may be made and children may not be started, every task would fail.
+fn may_enter(own: &Path, path: &Path) -> Result<(), Unfit> {
+    let Some(common) = path.ancestors().find(|above| own.starts_with(above)) else { return Ok(()) };
+    let procs = common.join("cgroup.procs");
+    match rustix::fs::access(&procs, Access::WRITE_OK) {
+        // The top of what is mounted may have none that we know of.
+        Ok(()) | Err(rustix::io::Errno::NOENT) => Ok(()),
+        Err(e) => Err(Unfit::Directory { path: procs, error: io::Error::from(e).to_string() }),
+    }
 }
 
 /// The cgroup that was handed to us: our own, or the one above it (systemd's `DelegateSubgroup=`).
