@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python
+.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks fuzz fuzz-short
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -15,11 +15,12 @@ help: ## this list
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
 
-test: ## all tests: test-host, then test-vm
+test: ## all tests: test-host, short fuzzing, test-vm
 	@$(MAKE) --no-print-directory test-host
+	@$(MAKE) --no-print-directory fuzz-short
 	@$(MAKE) --no-print-directory test-vm
 
-test-host: nats python ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
+test-host: nats python disks ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked $(CRASH_POINTS) --lib --bins --test integration
 
@@ -40,11 +41,26 @@ chaos: nats ## 2,000 tasks and 50 kills of workers and supervisors, and nothing 
 test-vm: nats ## limits, kills, takeover, delegation under cgroup2 alone: Debian's kernel in qemu, no rights needed (VM_KERNEL=FILE for another one)
 	@CARGO="$(CARGO)" WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" tests/vm/run.sh
 
+# Each target for FUZZ_SECONDS, or one of them: make fuzz FUZZ_TARGETS=config. What is new and worth keeping goes to fuzz/work
+# (`fuzz/keep.sh` takes it over into the corpus), findings to fuzz/artifacts.
+FUZZ_TARGETS ?= assignment_json assignment_msgpack config log_chunker chain_fold
+FUZZ_SECONDS ?= 300
+
+fuzz: ## fuzzing, FUZZ_SECONDS=300 for each target
+	@command -v g++ >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+		apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends g++ >/dev/null 2>&1; } || \
+		{ echo "make: fuzzing needs g++ (Debian: apt-get install g++)" >&2; exit 1; }
+	@fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+# Bounded: a part of `make test`.
+fuzz-short:
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10
+
 lint: ## formatting, lints, and schemas that are not what the types say
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked $(CRASH_POINTS) --all-targets -- -D warnings
 	$(CARGO) clippy --locked --lib --bins -- -D warnings
-	$(CARGO) run --locked --quiet -- schema --check schemas
+	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --check schemas
 
 bench: nats ## the figures of docs/performance.md, on this machine
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" $(CARGO) bench --locked --bench performance
@@ -53,10 +69,17 @@ model: ## the protocol explored within larger bounds than `make test` does
 	WINDLASS_MODEL=long $(CARGO) test --locked --lib model:: -- --nocapture --test-threads=2
 
 schemas: ## write schemas/ from the types
-	$(CARGO) run --locked --quiet -- schema schemas
+	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema schemas
 
 nats:
 	@deploy/fetch-nats.sh >/dev/null
+
+# Images to fill and to cut off from power, and clocks to set; without them those tests are skipped.
+disks:
+	@{ command -v mkfs.ext4 && command -v unshare && command -v nsenter && command -v mount && command -v faketime; } >/dev/null || \
+		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends e2fsprogs util-linux mount faketime >/dev/null 2>&1; } || \
+		echo "make: tests of disks and clocks need e2fsprogs, util-linux and faketime, and root" >&2
 
 python: $(VENV)/ready
 

@@ -15,6 +15,7 @@ use async_nats::jetstream;
 use tokio::sync::watch;
 
 pub mod chain;
+mod clock;
 pub mod connect;
 pub mod control;
 mod credentials;

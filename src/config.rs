@@ -19,7 +19,7 @@ mod load;
 mod tests;
 mod validate;
 
-pub use load::{ConfigError, DEFAULTS, environment, load};
+pub use load::{ConfigError, DEFAULTS, environment, load, load_text};
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

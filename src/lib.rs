@@ -31,15 +31,16 @@
 //! 6. **Everything has an owner and a label.** Cgroups, directories and spools carry instance, task and attempt; a lock tells
 //!    whether their owner lives, and whoever finds it dead removes them.
 //! 7. **Bounded memory.** Output goes to a disk spool first; a slow or absent broker neither blocks a task nor grows the worker.
-//! 8. **Only masked bytes leave.** There is one place in [`report`] where bytes pass before spool, chunk and excerpt. (No task
-//!    has secrets in this version.)
+//! 8. **Only masked bytes leave.** There is one place in [`report`] where bytes pass before spool, chunk and excerpt; an
+//!    attempt's [`mask`] is also applied to its result, progress and errors, and to the worker's own log.
 //! 9. **Every bad input has a name.** Typed reason, event, dead letter, ack. Never a crash, never silence.
 //! 10. **A limit that could not be set is a failure.** Limits are read back; a task does not run with less than it was promised.
 //!
 //! # Where to look
 //!
 //! [`task`] is the vocabulary, pure. [`wire`] turns it into bytes, [`bus`] talks to NATS, [`execute`] and [`supervisor`] to the
-//! kernel. `docs/protocol.md` is the contract, `docs/decisions.md` says why.
+//! kernel. `docs/protocol.md` is the contract, `docs/decisions.md` says why. At each [`crash::Point`] a test makes a worker die,
+//! and `docs/guarantees.md` says what comes of it.
 
 pub mod bus;
 pub mod claim;
@@ -48,6 +49,8 @@ pub mod config;
 pub mod crash;
 pub mod dev;
 pub mod execute;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzz;
 pub mod intake;
 pub mod mask;
 #[cfg(test)]

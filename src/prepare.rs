@@ -6,6 +6,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
@@ -90,7 +91,8 @@ impl Workspace {
             let path = path.to_owned();
             |error| PrepareError { path, error }
         };
-        // Never one that is there already: somebody else's links would be followed.
+        // Never one that is there already: somebody else's links would be followed, or the server lost the claim of an attempt
+        // that still runs here, and this one has its number.
         private().create(&root).map_err(failed(&root))?;
         let inside = Arc::new(Inside::open(&root).map_err(failed(&root))?);
         let workspace = Self {
@@ -132,10 +134,39 @@ impl Workspace {
         std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|error| PrepareError { path: path.to_owned(), error })
     }
 
+    /// Whether a file can be written on its disk; see [`probe`]. Beside it: what is in it is the task's, and may be a link.
+    ///
+    /// # Errors
+    /// What a task that writes there is told.
+    pub fn probe(&self) -> std::io::Result<()> {
+        probe(self.root.parent().unwrap_or(&self.root))
+    }
+
     /// Where the script of a task is kept when it is too long for an argument.
     fn script(&self) -> PathBuf {
         self.root.join("script.sh")
     }
+}
+
+/// Less free space than this is none: what a writer is refused may leave a few blocks.
+const FULL_BELOW: u64 = 1 << 20;
+
+/// Makes a file in `dir`, which must be the worker's own, and removes it, and looks at the room that is left. Blocks on the disk.
+///
+/// # Errors
+/// What anybody who writes there is told; [`StorageFull`](std::io::ErrorKind::StorageFull) when there is room for hardly
+/// anything.
+pub fn probe(dir: &Path) -> std::io::Result<()> {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let path = dir.join(format!("probe-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+    let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(&[0; 4096]));
+    let removed = std::fs::remove_file(&path);
+    written?;
+    removed?;
+    let fs = rustix::fs::statvfs(dir)?;
+    // Some file systems count no inodes: then none are free, of none at all.
+    let full = fs.f_bavail.saturating_mul(fs.f_frsize) < FULL_BELOW || (fs.f_files > 0 && fs.f_favail == 0);
+    if full { Err(rustix::io::Errno::NOSPC.into()) } else { Ok(()) }
 }
 
 /// Makes directories for their owner alone, and none that is there already.
@@ -257,8 +288,8 @@ fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)
     // Only values that are text come so far as to be variables.
     let secret = secret.map(|s| (s.secret.variable(), String::from_utf8_lossy(s.value.expose_secret()).into_owned()));
     let secret = secret.chain(facts.secret_files.iter().cloned());
+    let defaults = defaults.into_iter().chain(tmp).map(named);
     // The last one counts. A map, for the publisher decides how many there are.
-    let given = defaults.into_iter().chain(tmp).map(named).chain(own).chain(secret);
-    let env: BTreeMap<String, String> = given.chain(fixed.into_iter().map(named)).chain(traceparent).collect();
+    let env: BTreeMap<String, String> = defaults.chain(own).chain(secret).chain(fixed.into_iter().map(named)).chain(traceparent).collect();
     env.into_iter().collect()
 }

@@ -41,10 +41,14 @@ mod utf8;
 
 #[cfg(test)]
 mod fake;
+#[cfg(any(test, feature = "fuzzing"))]
+mod fuzz;
 #[cfg(test)]
 mod tests;
 
 pub use fault::Fault;
+#[cfg(any(test, feature = "fuzzing"))]
+pub use fuzz::fuzz_log_chunker;
 pub use local::{LocalLogs, Pruned, prune};
 pub use receipt::Receipt;
 pub use recorder::{AllChunksConfirmed, Recorded, Recorder, RecorderConfig, ReportError};

@@ -15,8 +15,10 @@ use tokio::task::JoinSet;
 mod account;
 mod attempt;
 pub mod capacity;
+mod clock;
 mod dispatcher;
 mod drive;
+mod ground;
 mod instance;
 mod progress;
 mod result;
@@ -37,7 +39,9 @@ use crate::execute::native::{Capabilities, StartError, Supervisor};
 use crate::report;
 use crate::task::Time;
 use capacity::{Capacity, Machine, Need};
+use clock::Clock;
 use dispatcher::Dispatcher;
+use ground::Ground;
 
 /// How far the worker's end has come. The order counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,6 +66,8 @@ pub struct Shared {
     pub(crate) supervisor: Supervisor,
     pub(crate) cancels: Cancels,
     pub(crate) capacity: Arc<Capacity>,
+    pub(crate) ground: Ground,
+    pub(crate) clock: Clock,
     pub(crate) enforced: bool,
     pub(crate) stop: watch::Receiver<Stop>,
     /// Deliveries that are being taken to their end; permits that are only promised to a pull do not count.
@@ -149,8 +155,12 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     let mut background = JoinSet::new();
     background.spawn(listening);
     let sink = Arc::new(sink);
-    let shared =
-        Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, enforced, stop, running: AtomicU32::new(0) });
+    let ground = Ground::new(instance.dir());
+    let running = AtomicU32::new(0);
+    let clock = Clock::default();
+    // Before the first task: the first decision counts too.
+    clock.look(&bus).await;
+    let shared = Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, ground, clock, enforced, stop, running });
     start_background(&shared, &mut background);
     tracing::info!(worker_id = %shared.instance.info.worker_id, instance = shared.instance.info.instance, slots = shared.capacity.slots(), "ready");
     let end = Dispatcher::new(Arc::clone(&shared)).run().await;
@@ -224,6 +234,10 @@ fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
     let of = |shared: &Arc<Shared>| Arc::clone(shared);
     background.spawn(clear_away(of(shared)));
     background.spawn(announce(of(shared)));
+    let ground = of(shared);
+    background.spawn(async move { ground.ground.watch().await });
+    let clock = of(shared);
+    background.spawn(async move { clock.clock.follow(&clock.bus).await });
     if shared.config.sweeper.interval_s > 0.0 {
         background.spawn(sweeper::Sweeper::default().run(of(shared)));
     }

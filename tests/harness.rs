@@ -19,6 +19,8 @@ pub mod cluster;
 pub mod crew;
 #[path = "harness/dice.rs"]
 pub mod dice;
+#[path = "harness/disk.rs"]
+pub mod disk;
 #[path = "harness/feed.rs"]
 pub mod feed;
 #[path = "harness/fleet.rs"]

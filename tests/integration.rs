@@ -20,6 +20,8 @@ mod cancel;
 mod chaos;
 #[path = "integration/cli.rs"]
 mod cli;
+#[path = "integration/clock.rs"]
+mod clock;
 #[path = "integration/cluster.rs"]
 mod cluster;
 #[cfg(feature = "crash-points")]
@@ -27,6 +29,8 @@ mod cluster;
 mod crash_points;
 #[path = "integration/credentials.rs"]
 mod credentials;
+#[path = "integration/disk.rs"]
+mod disk;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]
@@ -51,6 +55,8 @@ mod native;
 mod network;
 #[path = "integration/output.rs"]
 mod output;
+#[path = "integration/power.rs"]
+mod power;
 #[path = "integration/python.rs"]
 mod python;
 #[path = "integration/results.rs"]

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use serde_json::json;
-use windlass::config::TenantPolicy;
 use windlass::report::ChunkSink as _;
 use windlass::task::secret::SecretGrant;
 use windlass::task::{EventKind, Tenant};
@@ -62,7 +61,7 @@ fn plant(bed: &mut Bed, secrets: usize) -> Vec<serde_json::Value> {
     let vault = bed.path("vault");
     std::fs::create_dir(&vault).unwrap();
     let grant = SecretGrant::try_from(format!("file:{}/*", vault.display())).unwrap();
-    bed.config.tenants.insert(Tenant::new("bench").unwrap(), TenantPolicy { secrets: vec![grant], ..TenantPolicy::default() });
+    bed.config.tenants.entry(Tenant::new("bench").unwrap()).or_default().secrets = vec![grant];
     let one = |n: usize| {
         let value = &windlass::wire::sha256_hex(format!("secret {n}").as_bytes())[..40];
         std::fs::write(vault.join(n.to_string()), value.replace('7', "/")).unwrap();

@@ -1,6 +1,6 @@
 //! A task's chain of events on the bus: reading its head, appending to it by compare-and-set.
 //!
-//! The decision table of `docs/protocol.md` ("Outcome of an append") is `after_answer` and `after_read_back`.
+//! The decision table of an append is in `fate`.
 //! One append is in flight per task, and a new event is not begun before the fate of the one before is known:
 //! otherwise an event whose answer was lost would look like somebody else's.
 
@@ -18,17 +18,14 @@ use crate::task::{Event, TaskId, Tenant};
 use crate::wire::event::{Encoded, Fit};
 use crate::wire::{Encoding, sha256_hex};
 
+mod fate;
+
+pub(crate) use fate::{Answer, Place, ReadBack, after_answer, after_read_back};
+
 /// `Nats-Expected-Last-Subject-Sequence`
 const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 /// `Nats-Expected-Last-Subject-Sequence-Subject`; the library has no name for it.
 const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
-/// "wrong last sequence", with the current one.
-const WRONG_LAST_SEQUENCE: u64 = 10071;
-/// "something is in flight on that subject": may hit the rightful writer.
-const IN_FLIGHT: u64 = 10164;
-
-/// Time after which events that cannot be read any more, although they were stored, are given up.
-const GONE: Duration = Duration::from_secs(3);
 
 /// The last event of a chain.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,36 +51,8 @@ pub enum Appended {
     Fenced,
 }
 
-/// What the server's answer to an append means.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
-    Stored(u64),
-    ReadBack,
-    Again,
-    Never,
-}
-
-pub(crate) fn after_answer(answer: &Result<Stored, BusError>) -> Answer {
-    match answer {
-        Ok(stored) => Answer::Stored(stored.sequence),
-        Err(BusError::Refused { code: WRONG_LAST_SEQUENCE | IN_FLIGHT, .. }) => Answer::ReadBack,
-        Err(BusError::TooLarge { .. } | BusError::Closed { .. }) => Answer::Never,
-        // 503, time-outs, 10158, full stores: the same bytes again, until they are stored or somebody else is.
-        Err(BusError::TimedOut { .. } | BusError::NoResponders { .. } | BusError::Refused { .. } | BusError::Unreadable { .. }) => {
-            Answer::Again
-        }
-    }
-}
-
-/// What the chain's last event means for an append that expected `expected` and may have been stored.
-pub(crate) fn after_read_back(head: Option<&Head>, expected: u64, mine: &Encoded) -> Option<Appended> {
-    match head {
-        Some(head) if head.event.nonce == mine.nonce && head.event.id == mine.id => Some(Appended::Stored(head.sequence)),
-        Some(head) if head.sequence != expected => Some(Appended::Fenced),
-        // As expected, or not readable yet: the refusal was about something in flight.
-        Some(_) | None => None,
-    }
-}
+/// Time after which what is gone is taken for lost: longer than a new leader needs to know what it has.
+const GONE_AFTER: Duration = Duration::from_secs(5);
 
 impl Bus {
     /// The last event of a task's chain, read from the stream's leader.
@@ -147,38 +116,42 @@ impl Bus {
         self.store(event.subject.clone(), headers, event.body.clone()).await.inspect(|_| crash::event_stored(event.kind))
     }
 
-    /// Appends `event` to `chain` if its last event is `expected` (0: if it is empty). Sends the same bytes again until the
-    /// answer is known, however long that takes: drop the future to give up, and know then that it may be stored.
+    /// Appends `event` if the chain ends where `place` says. Sends the same bytes again until the answer is known, however
+    /// long that takes: drop the future to give up, and know then that it may be stored.
     ///
-    /// # Errors
-    /// Only when it can never be stored: too large, or the connection is closed for good.
-    pub async fn append(&self, tenant: &Tenant, task_id: &TaskId, expected: u64, event: &Encoded) -> Result<Appended, BusError> {
+    /// After every reconnect the chain is looked at first: a server that lost power may have lost what it had confirmed, and
+    /// give the same sequences to other events.
+    async fn append(&self, tenant: &Tenant, task_id: &TaskId, mut place: Place<'_>, event: &Encoded) -> Result<Appended, BusError> {
         let chain = self.subjects().chain(tenant, task_id);
         let mut delays = Delays::new(Duration::from_millis(20), Duration::from_secs(2));
         let mut gone: Option<Instant> = None;
         loop {
-            let answer = self.append_once(&chain, expected, event).await;
-            match (after_answer(&answer), answer) {
+            let connection = *self.connections().borrow();
+            let known = place.expected == 0 || place.seen == Some(connection);
+            let answer = if known { Some(self.append_once(&chain, place.expected, event).await) } else { None };
+            match (answer.as_ref().map_or(Answer::ReadBack, after_answer), answer) {
                 (Answer::Stored(sequence), _) => return Ok(Appended::Stored(sequence)),
-                (Answer::Never, Err(error)) => return Err(error),
-                (Answer::ReadBack, _) => match self.last_event(&chain).await {
-                    Ok(head) => {
-                        if let Some(fate) = after_read_back(head.as_ref(), expected, event) {
-                            return Ok(fate);
+                (Answer::Never, Some(Err(error))) => return Err(error),
+                (Answer::ReadBack, sent) => match self.last_event(&chain).await.map(|head| after_read_back(head.as_ref(), place, event)) {
+                    Ok(ReadBack::Known(fate)) => return Ok(fate),
+                    Ok(ReadBack::Unmoved) => {
+                        place.seen = Some(connection);
+                        if sent.is_none() {
+                            continue;
                         }
-                        // A leader that is new may not have read its log to the end: gone is what stays gone.
-                        if head.is_some() || expected == 0 {
-                            gone = None;
-                        } else if gone.get_or_insert_with(Instant::now).elapsed() > GONE {
-                            let stream = self.subjects().events_stream();
-                            tracing::error!(event = event.id, %stream, "the events before this one are gone, the stream was removed or went back in time: the task is given up here and runs again");
-                            return Ok(Appended::Fenced);
-                        }
+                        gone = None;
                     }
+                    Ok(ReadBack::Gone) if gone.get_or_insert_with(Instant::now).elapsed() >= GONE_AFTER => {
+                        let stream = self.subjects().events_stream();
+                        tracing::error!(event = event.id, expected = place.expected, %stream, "the events before this one are gone, the stream was removed or the server lost what it had confirmed: the task is given up here and runs again");
+                        return Ok(Appended::Fenced);
+                    }
+                    // A leader that is new may not have read its log to the end: gone is what stays gone.
+                    Ok(ReadBack::Gone) => {}
                     Err(error) => tracing::warn!(%error, event = event.id, "cannot read back an append, trying again"),
                 },
                 (Answer::Again | Answer::Never, answer) => {
-                    if let Err(error) = answer {
+                    if let Some(Err(error)) = answer {
                         tracing::warn!(%error, event = event.id, "event not confirmed, sending the same bytes again");
                     }
                 }
@@ -243,6 +216,8 @@ pub struct ChainWriter {
     encoding: Encoding,
     expected: u64,
     link: Link,
+    /// The connection under which the chain was last seen to end there.
+    seen: u64,
     /// Sent, and its fate not known: whoever waited for it went away.
     unsettled: Option<Encoded>,
 }
@@ -252,7 +227,8 @@ impl ChainWriter {
     #[must_use]
     pub fn after(bus: Bus, tenant: Tenant, task_id: TaskId, encoding: Encoding, head: Option<&Head>) -> Self {
         let (expected, link) = Link::after(head);
-        Self { bus, tenant, task_id, encoding, expected, link, unsettled: None }
+        let seen = *bus.connections().borrow();
+        Self { bus, tenant, task_id, encoding, expected, link, seen, unsettled: None }
     }
 
     /// Encodes the event that `build` makes for the next link, without sending it.
@@ -269,7 +245,7 @@ impl ChainWriter {
     /// Appends the event that `build` makes for the next link.
     ///
     /// # Errors
-    /// As [`Bus::append`].
+    /// Only when it can never be stored: too large, or the connection is closed for good.
     pub async fn append(&mut self, build: impl FnOnce(Link) -> Event) -> Result<Appended, BusError> {
         if self.settle_unsettled().await? == Some(Appended::Fenced) {
             return Ok(Appended::Fenced);
@@ -281,7 +257,7 @@ impl ChainWriter {
     /// Appends an event that [`ChainWriter::encode`] made for the link that is still the next.
     ///
     /// # Errors
-    /// As [`Bus::append`].
+    /// Only when it can never be stored: too large, or the connection is closed for good.
     pub async fn append_encoded(&mut self, encoded: Encoded) -> Result<Appended, BusError> {
         self.unsettled = Some(encoded);
         Ok(self.settle_unsettled().await?.unwrap_or(Appended::Fenced))
@@ -290,12 +266,14 @@ impl ChainWriter {
     /// Finds out what became of an append whose caller went away.
     ///
     /// # Errors
-    /// As [`Bus::append`].
+    /// Only when it can never be stored: too large, or the connection is closed for good.
     pub async fn settle_unsettled(&mut self) -> Result<Option<Appended>, BusError> {
         let Some(encoded) = &self.unsettled else { return Ok(None) };
-        let fate = self.bus.append(&self.tenant, &self.task_id, self.expected, encoded).await?;
+        let place = Place { expected: self.expected, sha256: self.link.prev_sha256.as_deref(), seen: Some(self.seen) };
+        let seen = *self.bus.connections().borrow();
+        let fate = self.bus.append(&self.tenant, &self.task_id, place, encoded).await?;
         if let Appended::Stored(sequence) = fate {
-            self.expected = sequence;
+            (self.expected, self.seen) = (sequence, seen);
             self.link = Link { seq: self.link.seq + 1, prev_sha256: Some(encoded.sha256.clone()) };
         }
         self.unsettled = None;
@@ -326,6 +304,9 @@ pub struct SpooledEvent {
     pub task_id: TaskId,
     /// What the append expects.
     pub expected: u64,
+    /// Digest of that event.
+    #[serde(default)]
+    pub prev_sha256: Option<String>,
     /// The event.
     pub event: Encoded,
 }
@@ -334,14 +315,21 @@ impl SpooledEvent {
     /// What is to be appended by `writer`.
     #[must_use]
     pub fn new(writer: &ChainWriter, event: Encoded) -> Self {
-        Self { tenant: writer.tenant.clone(), task_id: writer.task_id.clone(), expected: writer.expected, event }
+        Self {
+            tenant: writer.tenant.clone(),
+            task_id: writer.task_id.clone(),
+            expected: writer.expected,
+            prev_sha256: writer.link.prev_sha256.clone(),
+            event,
+        }
     }
 
     /// Appends it, if the chain still stands where it was.
     ///
     /// # Errors
-    /// As [`Bus::append`].
+    /// Only when it can never be stored: too large, or the connection is closed for good.
     pub async fn replay(&self, bus: &Bus) -> Result<Appended, BusError> {
-        bus.append(&self.tenant, &self.task_id, self.expected, &self.event).await
+        let place = Place { expected: self.expected, sha256: self.prev_sha256.as_deref(), seen: None };
+        bus.append(&self.tenant, &self.task_id, place, &self.event).await
     }
 }

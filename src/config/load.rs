@@ -56,16 +56,25 @@ pub fn environment() -> Vec<(String, String)> {
 /// # Errors
 /// When the file cannot be read, or any key or value is wrong; every mistake is in the error.
 pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<Config, ConfigError> {
-    let mut merge = Merge { table: DEFAULTS.parse().unwrap_or_default(), origins: BTreeMap::new(), mistakes: Vec::new() };
+    let mut merge = Merge::defaults();
     if let Some(path) = file {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: shown.clone(), error })?;
-        let given: Table = text.parse().map_err(|error| ConfigError::Syntax { path: shown.clone(), error: Box::new(error) })?;
-        merge.file(&given, &shown);
+        merge.text(&text, &shown)?;
     }
     merge.environment(env);
     let config = merge.finish()?;
     Ok(Config { source: file.map(Path::to_path_buf), ..config })
+}
+
+/// Reads a configuration file's text, without a file and without environment.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text(text: &str) -> Result<Config, ConfigError> {
+    let mut merge = Merge::defaults();
+    merge.text(text, "text")?;
+    merge.finish()
 }
 
 struct Merge {
@@ -76,6 +85,16 @@ struct Merge {
 }
 
 impl Merge {
+    fn defaults() -> Self {
+        Self { table: DEFAULTS.parse().unwrap_or_default(), origins: BTreeMap::new(), mistakes: Vec::new() }
+    }
+
+    fn text(&mut self, text: &str, origin: &str) -> Result<(), ConfigError> {
+        let given: Table = text.parse().map_err(|error| ConfigError::Syntax { path: origin.to_owned(), error: Box::new(error) })?;
+        self.file(&given, origin);
+        Ok(())
+    }
+
     /// Sets every key of `given`.
     fn file(&mut self, given: &Table, origin: &str) {
         if let Some(Value::Table(classes)) = given.get("classes") {

@@ -143,13 +143,16 @@ impl Renewer {
     async fn renew(&self) -> Result<bool, BusError> {
         self.delivery.progress().await?;
         crash::point(Point::Renewing);
-        let head = self.bus.head(&self.tenant, &self.task_id).await?;
-        Ok(is_ours(head.as_ref(), &self.nonce))
+        match self.bus.head(&self.tenant, &self.task_id).await? {
+            Some(head) => Ok(is_ours(&head, &self.nonce)),
+            // Its own claim is not there: the server lost it, or does not know yet that it has it. Nothing is confirmed.
+            None => Err(BusError::Unreadable { what: "the chain".to_owned(), text: "it is empty, although it was claimed".to_owned() }),
+        }
     }
 }
 
 /// Whether a chain that ends with `head` is that of the attempt with `nonce`. A terminal event of it is ours as well: it is
 /// being committed.
-pub(crate) fn is_ours(head: Option<&Head>, nonce: &str) -> bool {
-    head.is_none_or(|head| head.event.nonce == nonce)
+pub(crate) fn is_ours(head: &Head, nonce: &str) -> bool {
+    head.event.nonce == nonce
 }

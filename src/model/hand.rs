@@ -395,7 +395,7 @@ impl World {
         if state.canceled {
             Self::owed(out, "the task is canceled", with(state, at, ends(Reason::Canceled)));
         }
-        let ours = is_ours(self.chains.borrow().head(state.chain), &nonce(by));
+        let ours = self.chains.borrow().head(state.chain).is_some_and(|head| is_ours(head, &nonce(by)));
         if !ours {
             Self::owed(out, "its renewer sees another's event", with(state, at, Step::Idle));
         }

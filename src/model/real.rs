@@ -6,7 +6,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use crate::bus::BusError;
-use crate::bus::chain::{Answer, Appended, ChainEnd, Head, Link, after_answer, after_read_back};
+use crate::bus::chain::{self, Answer, Appended, ChainEnd, Head, Link, Place, after_answer, after_read_back};
 use crate::bus::control::CancelRequest;
 use crate::bus::store::Stored;
 use crate::claim::{Attempt, Decision, Situation, decide};
@@ -156,7 +156,11 @@ impl Real {
     pub(super) fn fate(&self, head: Option<(Record, u8)>, mine: Record) -> Option<bool> {
         *self.fates.borrow_mut().entry((head, mine)).or_insert_with(|| {
             let head = head.map(|head| self.head(head));
-            after_read_back(head.as_ref(), sequence(mine.on), &self.encoded(mine)).map(|fate| matches!(fate, Appended::Stored(_)))
+            let place = Place { expected: sequence(mine.on), sha256: None, seen: None };
+            match after_read_back(head.as_ref(), place, &self.encoded(mine)) {
+                chain::ReadBack::Known(fate) => Some(matches!(fate, Appended::Stored(_))),
+                chain::ReadBack::Unmoved | chain::ReadBack::Gone => None,
+            }
         })
     }
 

@@ -93,8 +93,8 @@ mod tests {
             assignment,
             sha256: String::new(),
         };
-        let secrets = ["env:ACME_*", "kv:secrets/acme.*"].map(|grant| SecretGrant::try_from(grant.to_owned()).unwrap());
-        allowed(&task, &TenantPolicy { secrets: secrets.to_vec(), ..TenantPolicy::default() })
+        let policy = serde_json::from_value(json!({"secrets": ["env:ACME_*", "kv:secrets/acme.*"]})).unwrap();
+        allowed(&task, &policy)
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What there is to say about an attempt that has ended, and how it is put into an event.
 
+use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::run::millis;
@@ -112,21 +113,31 @@ pub(super) enum Stopped {
     Output,
 }
 
+/// How a process ended.
+pub(super) struct Exit<'a> {
+    /// By whom.
+    pub(super) stopped: Option<Stopped>,
+    /// What the supervisor says.
+    pub(super) report: &'a ExitReport,
+    /// Whether its work directory could be written when it had failed.
+    pub(super) disk: std::io::Result<()>,
+    /// How long it ran.
+    pub(super) duration: Duration,
+}
+
 /// What an ended process, its output and its result amount to.
 pub(super) fn judge(
     mut account: Account,
     recorded: Result<Recorded, ReportError>,
     result: Result<Option<serde_json::Value>, String>,
-    stopped: Option<Stopped>,
-    report: &ExitReport,
+    exit: &Exit<'_>,
     plan: &Plan,
-    duration: Duration,
 ) -> Account {
-    (account.reason, account.error, account.hint) = verdict(stopped, report, plan);
+    (account.reason, account.error, account.hint) = verdict(exit.stopped.clone(), exit.report, plan);
     match result {
         Ok(value) => {
             account.result = value.map(|value| TaskResult {
-                latency_ms: millis(duration),
+                latency_ms: millis(exit.duration),
                 outputs: vec![],
                 metrics: value.get("metrics").filter(|m| m.is_object()).cloned().unwrap_or_default(),
                 value,
@@ -138,6 +149,14 @@ pub(super) fn judge(
         }
         Err(_) => {}
     }
+    // Whoever filled or broke it: the task may be another one's victim, and is tried again.
+    if let (Err(error), Reason::ExitNonzero | Reason::Signaled) = (&exit.disk, account.reason) {
+        let ended = account.error.take().unwrap_or_default();
+        account.error = Some(format!("{ended}, and its work directory cannot be written: {error}"));
+        account.hint = Some("look at the disk below worker.state_dir of that worker, or make the task write less".to_owned());
+        let full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        account.reason = if full { Reason::DiskFull } else { Reason::WorkspaceFailed };
+    }
     match recorded {
         Ok(recorded) => (account.manifest, account.chunks) = (Some(recorded.manifest), Some(recorded.proof)),
         Err(ReportError { fault, published, .. }) => {
@@ -145,7 +164,9 @@ pub(super) fn judge(
                 Fault::DiskFull { .. } => Reason::DiskFull,
                 // Somebody lowered max_payload under way: the next attempt cuts smaller chunks.
                 Fault::Refused { .. } => Reason::OutputFailed,
-                Fault::Spool { .. } | Fault::Pipe { .. } | Fault::Internal(_) => Reason::Internal,
+                // The disk, not a defect: another attempt, at best on another worker, may do better.
+                Fault::Spool { .. } => Reason::WorkspaceFailed,
+                Fault::Pipe { .. } | Fault::Internal(_) => Reason::Internal,
             };
             (account.reason, account.error, account.phase) = (reason, Some(format!("output is incomplete: {fault}")), "finalize");
             (account.manifest, account.chunks) = published.map(|p| *p).unzip();

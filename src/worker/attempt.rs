@@ -27,7 +27,7 @@ use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
 use crate::retry::Delays;
-use crate::task::{Reason, TaskId, Tenant, Time};
+use crate::task::{Reason, TaskId, Tenant};
 use crate::wire::event::Encoded;
 
 /// What becomes of the message.
@@ -66,13 +66,13 @@ pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit
 
 /// Gives back a delivery that nobody waits for any more, unless its task runs on a later one by now: handed out again, it
 /// would end a healthy attempt.
-pub async fn hand_back(shared: Arc<Shared>, delivery: Delivery) {
+pub async fn hand_back(shared: Arc<Shared>, delivery: Delivery, delay: Duration) {
     let lease = Lease::new(delivery);
     let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
-        Err(_) => LeaseEnd::GiveBack(Duration::ZERO),
+        Err(_) => LeaseEnd::GiveBack(delay),
         Ok(task) => match patiently(&shared, &lease, || shared.bus.head(&task.tenant, &task.task_id)).await {
             Some(Some(head)) if is_stale(&head, lease.delivery().deliveries, lease.delivery().submitted_at) => LeaseEnd::Forsake,
-            Some(_) => LeaseEnd::GiveBack(Duration::ZERO),
+            Some(_) => LeaseEnd::GiveBack(delay),
             None => LeaseEnd::Forsake,
         },
     };
@@ -80,6 +80,7 @@ pub async fn hand_back(shared: Arc<Shared>, delivery: Delivery) {
 }
 
 fn situation<'a>(
+    shared: &Shared,
     lease: &Lease,
     task: &'a Task,
     plan: &'a Result<Plan, Rejection>,
@@ -87,7 +88,7 @@ fn situation<'a>(
     cancel: Option<&'a CancelRequest>,
 ) -> Situation<'a> {
     let delivery = lease.delivery();
-    Situation { task, plan, head, cancel, deliveries: delivery.deliveries, submitted_at: delivery.submitted_at, now: Time::now() }
+    Situation { task, plan, head, cancel, deliveries: delivery.deliveries, submitted_at: delivery.submitted_at, now: shared.clock.now() }
 }
 
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
@@ -101,7 +102,7 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     }
     let Some((head, stored)) = history(shared, lease, &task.tenant, &task.task_id).await else { return LeaseEnd::Forsake };
     let stored = stored.or_else(|| cancel.heard());
-    let decision = decide(&situation(lease, task, &plan, head.as_ref(), stored.as_ref()));
+    let decision = decide(&situation(shared, lease, task, &plan, head.as_ref(), stored.as_ref()));
     match (decision, plan) {
         (Decision::AlreadyOver(over, None), _) => LeaseEnd::Ack(Receipt::of_end(over)),
         (Decision::AlreadyOver(_, Some(reason)), _) => {
@@ -156,7 +157,7 @@ async fn first_delivery(
         return Some(LeaseEnd::Forsake);
     };
     let stored = stored.or_else(|| cancel.heard());
-    match decide(&situation(lease, task, plan, None, stored.as_ref())) {
+    match decide(&situation(shared, lease, task, plan, None, stored.as_ref())) {
         // What does not fit is looked at more closely before it is given back: a late delivery may be another worker's by now.
         Decision::Start(number) if permit.resize(need(accepted)) => {
             start(shared, lease, task, accepted, number, None, permit, cancel).await

@@ -63,9 +63,12 @@ impl Dispatcher {
     pub async fn run(mut self) -> Result<(), WorkerError> {
         self.open_queues().await?;
         let mut stop = self.shared.stop.clone();
+        let mut fit = self.shared.ground.follow();
         let shared = Arc::clone(&self.shared);
         loop {
-            self.ask();
+            if *fit.borrow_and_update() {
+                self.ask();
+            }
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|s| *s >= Stop::Drain) => break,
@@ -78,6 +81,7 @@ impl Dispatcher {
                     }
                 }
                 () = shared.capacity.freed() => {}
+                Ok(()) = fit.changed() => {}
             }
         }
         self.drain().await
@@ -126,11 +130,13 @@ impl Dispatcher {
             Pulled::Delivery(delivery) => {
                 let permit = lane.promised[id.queue].pop().or_else(|| self.shared.capacity.take(&id.class, lane.default_need));
                 match permit {
+                    // Asked for before the disk failed: for another worker.
+                    _ if !self.shared.ground.is_fit() => self.give_back(*delivery, self.shared.shed_delay()),
                     Some(permit) => {
                         self.attempts.spawn(attempt::attempt(Arc::clone(&self.shared), *delivery, permit));
                     }
                     // It came after its request had been given up for lost.
-                    None => self.give_back(*delivery),
+                    None => self.give_back(*delivery, Duration::ZERO),
                 }
             }
             Pulled::Ended { unused, trouble } => {
@@ -143,8 +149,8 @@ impl Dispatcher {
         }
     }
 
-    fn give_back(&mut self, delivery: Delivery) {
-        self.attempts.spawn(attempt::hand_back(Arc::clone(&self.shared), delivery));
+    fn give_back(&mut self, delivery: Delivery, delay: Duration) {
+        self.attempts.spawn(attempt::hand_back(Arc::clone(&self.shared), delivery, delay));
     }
 
     /// No new work: what comes in is given back, what runs gets its time.
@@ -163,7 +169,7 @@ impl Dispatcher {
             tokio::select! {
                 pulled = self.pulled.recv(), if queues_open => match pulled {
                     Some((_, Pulled::Delivery(delivery))) => {
-                        attempts.spawn(attempt::hand_back(Arc::clone(&shared), *delivery));
+                        attempts.spawn(attempt::hand_back(Arc::clone(&shared), *delivery, Duration::ZERO));
                     }
                     Some((_, Pulled::Ended { .. })) => {}
                     None => queues_open = false,

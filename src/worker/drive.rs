@@ -4,12 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::Stop;
 use super::account::Account;
 use super::attempt::{LeaseEnd, append_end, claim_deadline};
+use super::instance::Kept;
 use super::run::{Ended, Interrupt, Run, Signals};
 use super::story::{self, Story};
 use crate::bus::chain::{Appended, ChainWriter, SpooledEvent};
@@ -21,9 +23,9 @@ use crate::intake::{Lease, Loss, Renewer, Task};
 use crate::mask::Masker;
 use crate::plan::Plan;
 use crate::settle::{Disposition, dispose};
+use crate::task::Reason;
 use crate::task::event::{Event, EventKind, RetryInfo, Status};
 use crate::task::stage::Stage;
-use crate::task::{Reason, Time};
 
 /// A task that is about to be ours.
 pub(super) struct Claimed<'a> {
@@ -45,7 +47,7 @@ impl Claimed<'_> {
         let delivery = self.lease.delivery();
         crash::point(Point::ClaimReady);
         let validating = Stage::Validating.entered();
-        let run = story::run_info(self.task, delivery, self.plan, &self.shared.supervisor.capabilities().sandbox);
+        let run = story::run_info(self.task, delivery, self.plan, &self.shared.supervisor.capabilities().sandbox, self.shared.clock.now());
         let append = writer.append(|link| Event {
             run: Some(run.clone()),
             assignment: story::carried(delivery),
@@ -112,7 +114,11 @@ impl Claimed<'_> {
     }
 
     async fn retry(&self, account: Account, delay: Duration, mut writer: ChainWriter) -> LeaseEnd {
-        let retry = RetryInfo { will_retry: true, next_attempt: Some(self.attempt.number + 1), not_before: Some(Time::now().plus(delay)) };
+        let retry = RetryInfo {
+            will_retry: true,
+            next_attempt: Some(self.attempt.number + 1),
+            not_before: Some(self.shared.clock.now().plus(delay)),
+        };
         tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, ?delay, "another attempt follows");
         let appended =
             writer.append(|link| Event { retry: Some(retry), ..account.tell(self.story.event(EventKind::TaskRetrying, link)) }).await;
@@ -149,17 +155,25 @@ impl Claimed<'_> {
             chunks = proof;
             Event { status: Some(status), retry: Some(retry), ..event }
         });
-        let kept = encoded.as_ref().ok().and_then(|encoded| {
-            let name = format!("{}.{}.{}.json", self.task.tenant, self.task.task_id, self.attempt.number);
-            let kept = self.shared.instance.keep(&name, &SpooledEvent::new(&writer, encoded.clone()));
-            kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
-        });
+        let kept = match &encoded {
+            Ok(encoded) => self.keep(SpooledEvent::new(&writer, encoded.clone())).await,
+            Err(_) => None,
+        };
         crash::point(Point::EndKept);
         let end = append_end(&mut writer, encoded, chunks).await;
         if let Some(kept) = kept {
-            kept.settled();
+            let _ = spawn_blocking(move || kept.settled()).await;
         }
         end
+    }
+
+    /// Keeps a terminal event on disk; off the runtime's threads, since a slow disk must not keep leases from being renewed.
+    /// None when that is not possible: the append is made all the same.
+    async fn keep(&self, event: SpooledEvent) -> Option<Kept> {
+        let name = format!("{}.{}.{}.json", self.task.tenant, self.task.task_id, self.attempt.number);
+        let shared = Arc::clone(self.shared);
+        let kept = spawn_blocking(move || shared.instance.keep(&name, &event)).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
+        kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
     }
 }
 

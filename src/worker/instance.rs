@@ -40,13 +40,24 @@ pub enum InstanceError {
     #[error("worker.id: {0}; set one in [worker] id or WINDLASS__WORKER__ID")]
     Id(crate::task::id::InvalidToken),
     /// A directory or lock file.
-    #[error("worker.state_dir: cannot use {path}: {error}; give a directory that this user may write, with [worker] state_dir")]
+    #[error("worker.state_dir: cannot use {path}: {error}; {}", remedy(error))]
     Dir {
         /// Path.
         path: PathBuf,
         /// The system's answer.
         error: std::io::Error,
     },
+}
+
+/// What to do about a state directory that cannot be used.
+fn remedy(error: &std::io::Error) -> &'static str {
+    if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) {
+        "free space or files there, or give another one with [worker] state_dir"
+    } else if error.kind() == ErrorKind::ReadOnlyFilesystem {
+        "it is mounted read-only: look at that disk, or give another one with [worker] state_dir"
+    } else {
+        "give a directory that this user may write, with [worker] state_dir"
+    }
 }
 
 /// The host's name.
@@ -88,9 +99,19 @@ impl Instance {
                 }
                 // Between its making and its lock another worker took it for dead, and buried it.
                 Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::NotFound) => {}
-                Err(error) => return Err(InstanceError::Dir { path: dir, error }),
+                Err(error) => {
+                    // A disk that is full at every start must not fill with beginnings.
+                    let _ = std::fs::remove_dir_all(&dir);
+                    return Err(InstanceError::Dir { path: dir, error });
+                }
             }
         }
+    }
+
+    /// This instance's directory.
+    #[must_use]
+    pub fn dir(&self) -> PathBuf {
+        self.dir.clone()
     }
 
     /// Parent of work directories.
@@ -112,8 +133,12 @@ impl Instance {
     pub fn keep(&self, name: &str, event: &SpooledEvent) -> std::io::Result<Kept> {
         let path = self.dir.join("commit").join(name);
         let partial = path.with_extension("partial");
-        std::fs::write(&partial, serde_json::to_vec(event)?)?;
-        std::fs::rename(&partial, &path)?;
+        let written = std::fs::write(&partial, serde_json::to_vec(event)?).and_then(|()| std::fs::rename(&partial, &path));
+        if let Err(error) = written {
+            // What a full disk cut short is no event, and must not be taken for one that waits.
+            let _ = std::fs::remove_file(&partial);
+            return Err(error);
+        }
         Ok(Kept { path })
     }
 
@@ -240,6 +265,26 @@ mod tests {
         assert_eq!(worker_id("", "node-7.example.org").unwrap().as_str(), "node-7-example-org");
         assert_eq!(worker_id("w_1", "x").unwrap().as_str(), "w_1");
         assert!(worker_id("a b", "x").unwrap_err().to_string().contains("worker.id"));
+    }
+
+    #[test]
+    fn an_event_that_cannot_be_kept_leaves_no_half_of_it() {
+        let state = tempfile::tempdir().unwrap();
+        let mut config = config::load(None, []).unwrap().worker;
+        config.state_dir = state.path().to_owned();
+        let instance = Instance::create(&config).unwrap();
+        let encoded = serde_json::json!({
+            "subject": "s", "kind": "task_completed", "id": "i", "nonce": "n", "headers": [], "body": "", "sha256": "" });
+        let event = serde_json::json!({"tenant": "acme", "task_id": "t", "expected": 1, "event": encoded});
+        let event: SpooledEvent = serde_json::from_value(event).unwrap();
+        instance.keep("t.json", &event).unwrap().settled();
+        let commit = instance.dir.join("commit");
+        std::fs::create_dir(commit.join("t.json")).unwrap();
+        instance.keep("t.json", &event).unwrap_err();
+        assert_eq!(std::fs::read_dir(&commit).unwrap().count(), 1, "only what was in the way");
+        std::fs::remove_dir(commit.join("t.json")).unwrap();
+        drop(instance);
+        assert_eq!(std::fs::read_dir(state.path()).unwrap().count(), 0, "nothing waits for a next life");
     }
 
     #[test]

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Shared;
-use super::account::{Account, Stopped, judge};
+use super::account::{Account, Exit, Stopped, judge};
 use super::progress::ProgressFile;
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
@@ -19,9 +20,9 @@ use crate::intake::Task;
 use crate::mask::Masker;
 use crate::plan::Plan;
 use crate::prepare::secrets::{self, SecretError};
-use crate::prepare::{self, Facts, Launch, Workspace};
-use crate::report::{LocalLogs, Recorder, RecorderConfig};
-use crate::supervisor::protocol::ExitReport;
+use crate::prepare::{self, Facts, Launch, PrepareError, Workspace};
+use crate::report::{Fault, LocalLogs, Recorder, RecorderConfig};
+use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::event::{Event, EventKind, Progress, RunInfo};
 use crate::task::stage::{Stage, StageEntry};
 use crate::task::{Profile, Reason, Time};
@@ -131,7 +132,8 @@ impl Run<'_> {
             Err(Unread::Interrupted(Interrupt::Leave { .. })) => return Ended::Unfinished("the worker is stopping".to_owned()),
             Err(Unread::Interrupted(Interrupt::Lost)) => return Ended::Lost,
         };
-        let mask = match secrets::masker(&values) {
+        // A tenth of a second for the largest secrets.
+        let mask = match tokio::task::block_in_place(|| secrets::masker(&values)) {
             Ok(mask) => mask,
             Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
         };
@@ -159,16 +161,23 @@ impl Run<'_> {
 
     async fn go_with(self, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
         let instance = &self.shared.instance;
-        let workspace = match Workspace::create(&instance.work(), &self.name(), self.user(), &instance.leavings) {
-            Ok(workspace) => workspace,
-            Err(error) => {
-                let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
-                return self.failed(reason, error.to_string(), None, "prepare");
-            }
+        let (parent, name, user, leavings) = (instance.work(), self.name(), self.user(), Arc::clone(&instance.leavings));
+        // A slow disk must not keep this task's lease from being renewed.
+        let workspace = match spawn_blocking(move || Workspace::create(&parent, &name, user, &leavings)).await {
+            Ok(Ok(workspace)) => workspace,
+            Ok(Err(error)) => return self.unprepared(&error),
+            Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
         };
         let ended = self.go_in(&workspace, values, writer).await;
         workspace.remove().await;
         ended
+    }
+
+    /// No attempt is possible on this worker's disk.
+    fn unprepared(self, error: &PrepareError) -> Ended {
+        self.shared.ground.doubt();
+        let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
+        self.failed(reason, error.to_string(), None, "prepare")
     }
 
     async fn go_in(mut self, workspace: &Workspace, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
@@ -191,10 +200,7 @@ impl Run<'_> {
         };
         let launch = match prepare::launch(self.plan, workspace, &facts) {
             Ok(launch) => launch,
-            Err(error) => {
-                let reason = if error.is_disk_full() { Reason::DiskFull } else { Reason::WorkspaceFailed };
-                return self.failed(reason, error.to_string(), None, "prepare");
-            }
+            Err(error) => return self.unprepared(&error),
         };
         crash::point(Point::WorkspaceMade);
         let mut running = match self.start(launch, workspace).await {
@@ -243,8 +249,12 @@ impl Run<'_> {
                 self.run.started_at = Some(Time::now());
                 self.run.pid = Some(process.pid());
                 self.stages.push(Stage::Executing.entered());
-                let progress = ProgressFile::new(Arc::clone(&workspace.inside), self.mask.clone());
-                Ok(Running { process, recorder, progress, started: Instant::now() })
+                Ok(Running {
+                    process,
+                    recorder,
+                    progress: ProgressFile::new(Arc::clone(&workspace.inside), self.mask.clone()),
+                    started: Instant::now(),
+                })
             }
             Err(SpawnFailure::Refused(error)) => {
                 recorder.abandon().await;
@@ -291,7 +301,7 @@ impl Run<'_> {
     ) -> Result<(ExitReport, Option<Stopped>), native::SupervisorLost> {
         let mut stopped: Option<Stopped> = None;
         let timeout = running.started + Duration::from_millis(self.plan.limits.timeout_ms);
-        let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(Time::now()));
+        let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(self.shared.clock.now()));
         let mut watch_progress = true;
         crash::point(Point::Running);
         loop {
@@ -336,6 +346,8 @@ impl Run<'_> {
     async fn finish(mut self, mut running: Running, workspace: &Workspace, report: ExitReport, stopped: Option<Stopped>) -> Ended {
         crash::point(Point::ProgramEnded);
         let duration = running.started.elapsed();
+        // Before the end of the spool frees what the task ran out of.
+        let disk = if report.status == ExitStatus::Code(0) { Ok(()) } else { workspace.probe() };
         self.run.finished_at = Some(Time::now());
         self.run.duration_ms = Some(millis(duration));
         // The last lines may have been written just before the end.
@@ -348,6 +360,10 @@ impl Run<'_> {
             () = lost(&mut interrupt) => return Ended::Lost,
         };
         crash::point(Point::ChunksConfirmed);
+        let spool_failed = recorded.as_ref().is_err_and(|e| matches!(e.fault, Fault::DiskFull { .. } | Fault::Spool { .. }));
+        if disk.is_err() || spool_failed {
+            self.shared.ground.doubt();
+        }
         let stderr_tail = recorded.as_ref().map_or_else(|e| e.stderr_tail.clone(), |r| r.stderr_tail.clone());
         let account = Account {
             reason: Reason::Ok,
@@ -367,7 +383,8 @@ impl Run<'_> {
             Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
             stopped => {
                 let result = read_result(workspace).await;
-                Ended::Said(Box::new(judge(account, recorded, result, stopped, &report, self.plan, duration)))
+                let exit = Exit { stopped, report: &report, disk, duration };
+                Ended::Said(Box::new(judge(account, recorded, result, &exit, self.plan)))
             }
         }
     }

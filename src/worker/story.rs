@@ -155,10 +155,10 @@ pub(crate) fn task_info(task: &Task, attempt: Attempt, max_attempts: u32, handed
     }
 }
 
-/// What an attempt's `run` says at its start.
+/// What an attempt's `run` says at its start, `now` by the server's clock.
 #[must_use]
-pub fn run_info(task: &Task, delivery: &Delivery, plan: &Plan, sandbox: &Report) -> RunInfo {
-    let queued = Time::now().after(delivery.submitted_at);
+pub fn run_info(task: &Task, delivery: &Delivery, plan: &Plan, sandbox: &Report, now: Time) -> RunInfo {
+    let queued = now.after(delivery.submitted_at);
     RunInfo {
         runtime: task.assignment.execution.runtime,
         image: None,

@@ -26,7 +26,8 @@ const BUDGET: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Sweeper {
     lock: Option<u64>,
-    events: u64,
+    /// The last claim that was looked at, with the time that the server gave it.
+    events: Option<(u64, Time)>,
     tasks: u64,
     open: BTreeSet<(Tenant, TaskId)>,
 }
@@ -78,7 +79,7 @@ impl Sweeper {
 
     /// What is younger than this may still be on its way.
     fn old_enough(shared: &Shared, time: Time) -> bool {
-        Time::now().after(time) > shared.ack_wait() * 2
+        shared.clock.now().after(time) > shared.ack_wait() * 2
     }
 
     async fn look_at_chains(&mut self, shared: &Shared, swept: &mut Swept) -> Result<(), BusError> {
@@ -88,20 +89,26 @@ impl Sweeper {
                 self.open.remove(&(tenant, task_id));
             }
         }
-        if shared.bus.last_sequence(&subjects.events_stream()).await? < self.events {
-            // Made anew, or back from a loss: it counts from an earlier number again.
-            self.events = 0;
-        }
         let filter = format!("{}.events.*.*.{}", subjects.prefix(), EventKind::TaskStarted);
-        let mut tail = shared.bus.tail(&subjects.events_stream(), &filter, self.events + 1, false).await?;
+        let mut from = 1;
+        if let Some((sequence, stored)) = self.events {
+            // A server that lost its newest messages gives their sequences out again: then all is looked at anew.
+            let there = shared.bus.tail(&subjects.events_stream(), &filter, sequence, false).await?.next().await?;
+            let there = there.map(|message| (message.sequence, Time::from_nanos(message.time.unix_timestamp_nanos())));
+            if there == Some((sequence, stored)) {
+                from = sequence + 1;
+            }
+        }
+        let mut tail = shared.bus.tail(&subjects.events_stream(), &filter, from, false).await?;
         let until = Instant::now() + BUDGET;
         while Instant::now() < until
             && let Some(message) = tail.next().await?
         {
-            if !Self::old_enough(shared, Time::from_nanos(message.time.unix_timestamp_nanos())) {
+            let stored = Time::from_nanos(message.time.unix_timestamp_nanos());
+            if !Self::old_enough(shared, stored) {
                 break;
             }
-            self.events = message.sequence;
+            self.events = Some((message.sequence, stored));
             let mut tokens = message.subject.rsplit('.').skip(1);
             let (Some(task_id), Some(tenant)) = (tokens.next(), tokens.next()) else { continue };
             let (Ok(tenant), Ok(task_id)) = (Tenant::new(tenant), TaskId::new(task_id)) else { continue };

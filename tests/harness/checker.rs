@@ -20,18 +20,8 @@ pub async fn check(bus: &Orchestrator) {
     for task in &tasks {
         bus.end(task).await;
     }
-    let events = read_all(&bus.js, &bus.stream("EVENTS"), &format!("{}.events.>", bus.prefix)).await;
-    let logs = read_all(&bus.js, &bus.stream("LOGS"), &format!("{}.logs.>", bus.prefix)).await;
-    for task in &tasks {
-        let prefix = format!("{}.events.{}.{}.", bus.prefix, task.tenant, task.id);
-        let own = events.iter().filter(|s| s.subject.starts_with(&prefix));
-        let chain: Vec<Link> = own.map(|s| Link { event: event_of(s), stored: s.clone() }).collect();
-        if let Err(broken) = check_chain(&chain, &prefix) {
-            panic!("task {}: {broken}\n  {}", task.id, story(&chain));
-        }
-        let prefix = format!("{}.logs.{}.{}.", bus.prefix, task.tenant, task.id);
-        let own: Vec<_> = logs.iter().filter(|s| s.subject.starts_with(&prefix)).collect();
-        if let Err(broken) = check_logs(&chain, &own, &prefix) {
+    for (task, Verdict { chain, history, output }) in tasks.iter().zip(examine(bus, &tasks).await) {
+        if let Err(broken) = history.and(output) {
             panic!("task {}: {broken}\n  {}", task.id, story(&chain));
         }
     }
@@ -57,6 +47,33 @@ pub async fn check_acks(bus: &Orchestrator) {
         let stored = stored.unwrap_or_else(|| panic!("task {} was acknowledged and has no end", task.id));
         assert!(*stored <= ack.at, "task {} was acknowledged at {:?}, its end was stored at {stored:?}", task.id, ack.at);
     }
+}
+
+/// What the streams say of one task.
+pub struct Verdict {
+    /// Its events.
+    pub chain: Vec<Link>,
+    /// Whether they are one linear history with one end.
+    pub history: Result<(), String>,
+    /// Whether the output that the end promises is there.
+    pub output: Result<(), String>,
+}
+
+/// Reads everything and judges each task.
+pub async fn examine(bus: &Orchestrator, tasks: &[Task]) -> Vec<Verdict> {
+    let events = read_all(&bus.js, &bus.stream("EVENTS"), &format!("{}.events.>", bus.prefix)).await;
+    let logs = read_all(&bus.js, &bus.stream("LOGS"), &format!("{}.logs.>", bus.prefix)).await;
+    let judge = |task: &Task| {
+        let prefix = format!("{}.events.{}.{}.", bus.prefix, task.tenant, task.id);
+        let own = events.iter().filter(|s| s.subject.starts_with(&prefix));
+        let chain: Vec<Link> = own.map(|s| Link { event: event_of(s), stored: s.clone() }).collect();
+        let history = check_chain(&chain, &prefix);
+        let prefix = format!("{}.logs.{}.{}.", bus.prefix, task.tenant, task.id);
+        let own: Vec<_> = logs.iter().filter(|s| s.subject.starts_with(&prefix)).collect();
+        let output = check_logs(&chain, &own, &prefix);
+        Verdict { chain, history, output }
+    };
+    tasks.iter().map(judge).collect()
 }
 
 macro_rules! ensure {

@@ -67,8 +67,16 @@ pub async fn read_all(js: &Context, stream: &str, filter: &str) -> Vec<Stored> {
 }
 
 async fn try_read_all(js: &Context, stream: &str, filter: &str) -> Result<Vec<Stored>, Error> {
+    // Of the leader: a consumer may live on a node that has just come back and does not have everything yet.
+    let asked = serde_json::json!({"subjects_filter": filter});
+    let info: serde_json::Value = js.request(format!("STREAM.INFO.{stream}"), &asked).await?;
+    let subjects = info["state"]["subjects"].as_object();
+    let counted: u64 = subjects.into_iter().flatten().filter_map(|(_, count)| count.as_u64()).sum();
     let consumer = js.get_stream(stream).await?.create_consumer(consumer(filter, 1)).await?;
     let expected = consumer.cached_info().num_pending;
+    if expected < counted {
+        return Err(format!("{expected} messages are there, and {counted} are stored").into());
+    }
     let mut all = Vec::new();
     while (all.len() as u64) < expected {
         let mut batch = consumer.batch().max_messages(128).expires(Duration::from_secs(2)).messages().await?;

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
+use super::disk::Under;
 use super::leftovers::entries;
 use super::watchdog::watchdog;
 use super::worker::{Worker, windlass};
@@ -25,6 +26,8 @@ pub struct Fleet {
     root: PathBuf,
     settings: Vec<(String, String)>,
     workers: Mutex<Vec<Arc<Worker>>>,
+    /// State directories on disks of a test's own.
+    places: Mutex<Vec<PathBuf>>,
     finished: bool,
 }
 
@@ -89,7 +92,7 @@ impl Fleet {
         init(&url, &prefix, &all).await;
         let creds = all.iter().find(|(key, _)| key == "BUS__CREDS").map(|(_, path)| path.as_str());
         let bus = Orchestrator::connect_with(&url, &prefix, creds).await;
-        Self { bus, server, dir, root, settings: all, workers: Mutex::default(), finished: false }
+        Self { bus, server, dir, root, settings: all, workers: Mutex::default(), places: Mutex::default(), finished: false }
     }
 
     /// Starts one more worker.
@@ -105,9 +108,19 @@ impl Fleet {
 
     /// Starts a worker that reaches the server by another way.
     pub fn worker_at(&self, id: &str, url: &str, settings: &[(&str, &str)]) -> Arc<Worker> {
+        self.launch(id, url, &Under::default(), settings)
+    }
+
+    /// Starts a worker on a disk or below a command of the test's own.
+    pub fn worker_under(&self, id: &str, under: &Under, settings: &[(&str, &str)]) -> Arc<Worker> {
+        self.launch(id, &self.server.url(), under, settings)
+    }
+
+    fn launch(&self, id: &str, url: &str, under: &Under, settings: &[(&str, &str)]) -> Arc<Worker> {
         let mut all = self.settings.clone();
         all.extend(stretched(owned(settings)));
-        let worker = Arc::new(Worker::start(&self.root, id, url, &self.prefix, &all));
+        self.places.lock().expect("not poisoned").extend(under.state.iter().map(|(own, _)| own.clone()));
+        let worker = Arc::new(Worker::start(&self.root, id, url, &self.prefix, &all, under));
         self.workers.lock().expect("not poisoned").push(Arc::clone(&worker));
         worker
     }
@@ -156,8 +169,12 @@ impl Fleet {
     /// Processes of this fleet's tasks and workers that are alive, and its supervisors.
     pub fn processes(&self) -> Vec<(u32, String)> {
         // With the slash: another fleet's name may begin with this one's.
-        let mut found = leftovers::processes(&format!("{}/", self.root.display()));
+        let places = self.places.lock().expect("not poisoned").clone();
+        let dirs = std::iter::once(self.root.clone()).chain(places);
+        let mut found: Vec<_> = dirs.flat_map(|dir| leftovers::processes(&format!("{}/", dir.display()))).collect();
         found.extend(leftovers::named(&format!("\"{}\"", self.cgroup_parent())));
+        found.sort();
+        found.dedup();
         found
     }
 
@@ -179,6 +196,16 @@ impl Fleet {
         own.into_iter().filter(|p| marked.contains(p)).collect()
     }
 
+    /// Waits until a task's process runs, and with it everything is made that it runs in.
+    pub async fn running(&self, task: &super::Task) {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        while self.processes_of(&task.id).is_empty() {
+            assert!(std::time::Instant::now() < deadline, "task {} has no process\n{}", task.id, self.logs());
+            // A process is no message that could be waited for.
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// The end of every test that has workers: drains them, proves every promise, and looks for what was left behind.
     pub async fn finish(self) {
         checker::check(&self.bus).await;
@@ -191,6 +218,8 @@ impl Fleet {
         let mut graceful = Vec::new();
         for worker in &workers {
             if worker.is_held().await {
+                // One that has only just been started has no directory of its own yet, and has buried nobody.
+                leftovers::gone(Duration::from_secs(10), || Some(()).filter(|()| !worker.is_ready()).into_iter().collect()).await;
                 // A life that was killed before left a directory; a worker removes it once it is connected.
                 let state = worker.state_dir().to_owned();
                 let old = leftovers::gone(Duration::from_secs(10), || entries(&state).into_iter().skip(1).collect()).await;

@@ -137,6 +137,11 @@ impl Gate {
         format!("until [ -e '{}' ]; do sleep 0.02; done", self.0.display())
     }
 
+    /// The file.
+    pub fn path(&self) -> &std::path::Path {
+        &self.0
+    }
+
     /// Lets everyone through.
     pub fn open(&self) {
         std::fs::write(&self.0, "").expect("the gate's file");

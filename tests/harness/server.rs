@@ -1,5 +1,6 @@
 //! nats-server processes: one for the run, private ones for tests that kill it.
 
+use std::ffi::OsStr;
 use std::io::{BufRead as _, BufReader};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -10,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::disk::{Disk, Under};
 use super::watchdog::{MARK, watchdog};
 
 /// A running nats-server with JetStream.
@@ -17,6 +19,7 @@ pub struct Server {
     binary: PathBuf,
     port: u16,
     config: PathBuf,
+    under: Under,
     child: Mutex<Option<Child>>,
 }
 
@@ -40,11 +43,21 @@ impl Server {
 
     /// A server of the test's own.
     pub fn private(options: Options) -> Option<Arc<Self>> {
-        Self::with_config(|port, dir| options.render(port, dir))
+        Self::with_config(|port, dir| options.render(port, &dir.join("data")))
+    }
+
+    /// A server of the test's own that stores on that disk.
+    pub fn on_disk(options: Options, disk: &Disk) -> Option<Arc<Self>> {
+        let store = disk.path().join("data");
+        Self::launch(|port, _| options.render(port, &store), disk.under())
     }
 
     /// A server of the test's own with a configuration of the test's own, for a port and a directory.
     pub fn with_config(render: impl Fn(u16, &Path) -> String) -> Option<Arc<Self>> {
+        Self::launch(render, Under::default())
+    }
+
+    fn launch(render: impl Fn(u16, &Path) -> String, under: Under) -> Option<Arc<Self>> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let binary = Self::binary()?;
         let dir = watchdog().dir().join(format!("nats-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
@@ -55,7 +68,7 @@ impl Server {
         while Instant::now() < deadline {
             let port = free_port();
             std::fs::write(&config, render(port, &dir)).expect("the server's configuration");
-            let server = Self { binary: binary.clone(), port, config: config.clone(), child: Mutex::new(None) };
+            let server = Self { binary: binary.clone(), port, config: config.clone(), under: under.clone(), child: Mutex::new(None) };
             if server.start() {
                 return Some(Arc::new(server));
             }
@@ -126,7 +139,9 @@ impl Server {
     #[expect(clippy::zombie_processes, reason = "waited for in kill9, and by the watchdog's end of the run")]
     fn start(&self) -> bool {
         let log = std::fs::File::options().create(true).append(true).open(self.config.with_extension("log")).expect("a log file");
-        let mut child = Command::new(&self.binary)
+        let mut argv = self.under.argv.iter().map(OsStr::new).chain([self.binary.as_os_str()]);
+        let mut child = Command::new(argv.next().expect("at least the binary"))
+            .args(argv)
             .arg("-c")
             .arg(&self.config)
             .env(MARK, watchdog().mark())
@@ -185,6 +200,11 @@ impl Server {
         self.signal(Signal::CONT);
     }
 
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.lock().expect("not poisoned").as_ref().expect("a living server").id()
+    }
+
     fn signal(&self, signal: Signal) {
         if let Some(child) = self.child.lock().expect("not poisoned").as_ref() {
             kill_process(Pid::from_child(child), signal).expect("a living server");
@@ -199,8 +219,7 @@ impl Drop for Server {
 }
 
 impl Options {
-    fn render(self, port: u16, dir: &Path) -> String {
-        let store = dir.join("data");
+    fn render(self, port: u16, store: &Path) -> String {
         let more = self.more;
         let sync = if self.sync_always { "sync_interval: always" } else { "" };
         let payload = self.max_payload.map_or_else(String::new, |n| format!("max_payload: {n}"));

@@ -8,6 +8,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::process::{Child, Command};
 use tokio::sync::Mutex;
 
+use super::disk::Under;
 use super::watchdog::{MARK, watchdog};
 
 const CONFIG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/config/worker.toml");
@@ -27,15 +28,22 @@ pub struct Worker {
 
 /// The binary under test, with a clean environment.
 pub fn windlass() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_windlass"));
+    windlass_under(&Under::default())
+}
+
+/// Likewise, below something else.
+pub fn windlass_under(under: &Under) -> Command {
+    let mut argv = under.argv.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_windlass")]);
+    let mut command = Command::new(argv.next().expect("at least the binary"));
+    command.args(argv);
     command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env(MARK, watchdog().mark()).kill_on_drop(true);
     command
 }
 
 impl Worker {
     /// Starts one with `settings` (`SECTION__KEY` and value, or `env:NAME` and value), its state below `dir`.
-    pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
-        Self::start_with(windlass(), dir, id, url, prefix, settings)
+    pub fn start(dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)], under: &Under) -> Self {
+        Self::start_with(windlass_under(under), dir, id, url, prefix, settings, under)
     }
 
     /// Likewise, as a user without privileges, whom only root can make it.
@@ -54,17 +62,28 @@ impl Worker {
         let mut command = Command::new(&program);
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env(MARK, watchdog().mark()).kill_on_drop(true);
         command.uid(user).gid(user);
-        Self::start_with(command, dir, id, url, prefix, settings)
+        Self::start_with(command, dir, id, url, prefix, settings, &Under::default())
     }
 
-    fn start_with(mut command: Command, dir: &Path, id: &str, url: &str, prefix: &str, settings: &[(String, String)]) -> Self {
-        let state_dir = dir.join(format!("state-{id}"));
+    fn start_with(
+        mut command: Command,
+        dir: &Path,
+        id: &str,
+        url: &str,
+        prefix: &str,
+        settings: &[(String, String)],
+        under: &Under,
+    ) -> Self {
+        let (own, state_dir) = under.state.clone().unwrap_or_else(|| {
+            let state = dir.join(format!("state-{id}"));
+            (state.clone(), state)
+        });
         let log = dir.join(format!("{id}.log"));
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
         let born = usize::try_from(file.metadata().expect("its length").len()).expect("fits");
         let config = Some(dir.join("worker.toml")).filter(|p| p.exists()).unwrap_or_else(|| CONFIG.into());
         command.arg("worker").arg("--config").arg(config).args(["--server", url, "--prefix", prefix]);
-        command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", &state_dir);
+        command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", own);
         for (key, value) in settings {
             // `env:NAME` is a variable as it is, all others are settings.
             match key.strip_prefix("env:") {
@@ -114,6 +133,13 @@ impl Worker {
         main.split_whitespace().filter_map(|pid| pid.parse().ok()).collect()
     }
 
+    /// The most memory it ever had, bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).expect("a living worker");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") << 10
+    }
+
     /// Where it keeps its state.
     pub fn state_dir(&self) -> &Path {
         &self.state_dir
@@ -157,6 +183,11 @@ impl Worker {
             assert!(Instant::now() < deadline, "worker {} said less than {times} times {words:?}\n{}", self.id, self.log());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+    }
+
+    /// Whether it takes work.
+    pub fn is_ready(&self) -> bool {
+        self.said("windlass::worker: ready")
     }
 
     /// The end of what it logged.

@@ -11,9 +11,9 @@ use windlass::task::{Event, EventKind, Reason};
 
 use crate::harness::crew::Crew;
 use crate::harness::dice::number;
-use crate::harness::orchestrator::Link;
+use crate::harness::orchestrator::{Link, chunk_of};
 use crate::harness::server::{Options, Server};
-use crate::harness::{Fleet, Task, checker, leftovers};
+use crate::harness::{Fleet, Task, checker, feed, leftovers};
 
 #[path = "soak/plan.rs"]
 mod plan;
@@ -56,14 +56,16 @@ async fn every_task_is_accounted_for() {
     let fleet = Fleet::on(server, SETTINGS).await;
     let submitted = work_off(&fleet, &plan).await;
     let mut tally = Tally::default();
+    let outputs = outputs(&fleet).await;
     for (planned, task) in plan.tasks.iter().zip(&submitted) {
-        account(&fleet, planned, task, &mut tally).await;
+        account(&fleet, planned, task, &outputs, &mut tally).await;
     }
+    checker::check(&fleet).await;
+    checker::check_acks(&fleet).await;
+    // Once the queue is empty: an owed letter may come after the end.
     let dead: BTreeSet<String> = fleet.dead().await.iter().filter_map(|m| m.header("Windlass-Task-Id").map(str::to_owned)).collect();
     assert_eq!(dead, tally.dead, "dead letters are for exactly those that end so");
     assert_eq!(fleet.dead().await.len(), dead.len(), "a dead letter twice");
-    checker::check(&fleet).await;
-    checker::check_acks(&fleet).await;
     assert_eq!(fleet.queued().await.len(), 0, "something that was never submitted is queued");
     let strays = leftovers::gone(Duration::from_secs(5), || fleet.strays()).await;
     assert!(strays.is_empty(), "left behind: {strays:?}");
@@ -81,14 +83,11 @@ async fn work_off(fleet: &Fleet, plan: &Plan) -> Vec<Task> {
             fleet.end(&submitted[n - OPEN]).await;
         }
         let task = fleet.submit_surely(&planned.job()).await;
-        match planned.kind {
-            Kind::CanceledWaiting => fleet.cancel_surely(&task).await,
-            // Its claim, or an end that some fault brought before.
-            Kind::CanceledRunning => {
-                fleet.until(&task, "a claim", |chain| chain.iter().find(|l| l.event.event == EventKind::TaskStarted).map(drop)).await;
-                fleet.cancel_surely(&task).await;
-            }
-            _ => {}
+        if planned.kind == Kind::CanceledRunning {
+            fleet.event(&task, EventKind::TaskStarted).await;
+        }
+        if matches!(planned.kind, Kind::CanceledWaiting | Kind::CanceledRunning) {
+            fleet.cancel_surely(&task).await;
         }
         submitted.push(task);
         while let Some(next) = faults.next_if(|next| next.after == n) {
@@ -113,14 +112,29 @@ struct Tally {
     dead: BTreeSet<String>,
 }
 
+/// Standard output by the fence of its attempt: no two attempts of any tasks share one.
+type Outputs = BTreeMap<u64, Vec<u8>>;
+
+/// All of it, in one reading: a consumer for each of thousands of tasks takes minutes.
+async fn outputs(fleet: &Fleet) -> Outputs {
+    let logs = feed::read_all(&fleet.js, &fleet.stream("LOGS"), &format!("{}.logs.>", fleet.prefix)).await;
+    let mut chunks: Vec<_> = logs.iter().map(chunk_of).filter(|(chunk, _)| chunk.stream == LogStream::Stdout).collect();
+    chunks.sort_by_key(|(chunk, _)| (chunk.fence, chunk.seq));
+    let mut outputs = Outputs::new();
+    for (chunk, bytes) in chunks {
+        outputs.entry(chunk.fence).or_default().extend(bytes);
+    }
+    outputs
+}
+
 /// One task against what its kind allows.
-async fn account(fleet: &Fleet, planned: &Planned, task: &Task, tally: &mut Tally) {
+async fn account(fleet: &Fleet, planned: &Planned, task: &Task, outputs: &Outputs, tally: &mut Tally) {
     let end = fleet.end(task).await;
     let reason = end.reason.expect("an end has a reason");
     let allowed = planned.kind.may_end_by();
     assert!(allowed.contains(&reason), "task {} ({:?}) ended by {reason}, allowed is {allowed:?}: {:?}", task.id, planned.kind, end.error);
-    if let Some(expected) = planned.output(&end) {
-        let found = fleet.output(task, &end, LogStream::Stdout).await;
+    if let (Some(expected), Some(manifest)) = (planned.output(), &end.logs) {
+        let found = outputs.get(&manifest.fence).map_or(&[][..], Vec::as_slice);
         assert_eq!(found.len(), expected.len(), "output of {} ({:?})", task.id, planned.kind);
         assert!(found == expected.as_bytes(), "output of {} ({:?}) is not what it wrote", task.id, planned.kind);
     }

@@ -35,7 +35,7 @@ async fn lines_are_seen_while_a_beginning_is_held_back() {
     let mut attempt = with_secret(Setup::default()).start(FakeSink::instant());
     attempt.stdout.write_all(format!("a line\n{}", &SECRET[..12]).as_bytes()).expect("write");
     attempt.sink.until(|stored| stored.len() == 1).await;
-    attempt.stdout.write_all(SECRET[12..].as_bytes()).expect("write");
+    attempt.stdout.write_all(&SECRET.as_bytes()[12..]).expect("write");
     attempt.stdout.write_all(b"\n").expect("write");
     attempt.sink.until(|stored| stored.len() >= 2).await;
     let (_, output) = attempt.finish().await;
