@@ -25,6 +25,7 @@ pub mod kv;
 pub mod presence;
 pub mod provision;
 pub mod pull;
+mod pulse;
 pub mod read;
 pub mod store;
 pub mod subjects;
@@ -46,6 +47,7 @@ struct Inner {
     subjects: Subjects,
     timeout: Duration,
     connections: watch::Receiver<u64>,
+    pulse: pulse::Pulse,
 }
 
 /// Why the bus did not answer as asked.

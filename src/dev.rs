@@ -53,6 +53,8 @@ async fn serve(global: &Global, args: &DevArgs, output: &Output) -> Result<(), F
     config.bus.creds.clear();
     config.worker.state_dir = server.data().join("worker");
     config.cgroup.allow_unlimited |= args.allow_unlimited;
+    // To try things, what sandbox this machine has will do, and events say what is missing; a configuration file decides itself.
+    config.sandbox.required &= config.source.is_some();
     if config.worker.id.is_empty() {
         config.worker.id = "dev".to_owned();
     }

@@ -7,6 +7,7 @@ use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerError, jetstream
 use tokio::sync::watch;
 
 use super::credentials::Credentials;
+use super::pulse::Pulse;
 use super::{Bus, Inner, Subjects};
 use crate::config;
 use crate::retry::Delays;
@@ -86,7 +87,7 @@ impl Bus {
         let mut first = connections.clone();
         let _ = tokio::time::timeout(timeout, first.wait_for(|n| *n > 0)).await;
         let js = jetstream::context::ContextBuilder::new().timeout(timeout).build(client.clone());
-        Ok(Self { inner: Arc::new(Inner { client, js, subjects: Subjects::new(&config.prefix), timeout, connections }) })
+        Ok(Self { inner: Arc::new(Inner { client, js, subjects: Subjects::new(&config.prefix), timeout, connections, pulse: Pulse::default() }) })
     }
 }
 

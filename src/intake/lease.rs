@@ -124,7 +124,7 @@ impl Renewer {
                 return Loss::Expired;
             }
             let sent = Instant::now();
-            match tokio::time::timeout(every, self.renew()).await {
+            match tokio::time::timeout(every, self.renew(sent)).await {
                 Ok(Ok(true)) => {
                     self.last = sent;
                     renewed(self.deadline());
@@ -140,11 +140,12 @@ impl Renewer {
     }
 
     /// One renewal; false when the chain is somebody else's.
-    async fn renew(&self) -> Result<bool, BusError> {
+    async fn renew(&self, sent: Instant) -> Result<bool, BusError> {
         self.delivery.progress().await?;
         crash::point(Point::Renewing);
         match self.bus.head(&self.tenant, &self.task_id).await? {
-            Some(head) => Ok(is_ours(&head, &self.nonce)),
+            Some(head) if is_ours(&head, &self.nonce) => self.bus.heard_by_majority(sent).await.map(|()| true),
+            Some(_) => Ok(false),
             // Its own claim is not there: the server lost it, or does not know yet that it has it. Nothing is confirmed.
             None => Err(BusError::Unreadable { what: "the chain".to_owned(), text: "it is empty, although it was claimed".to_owned() }),
         }
