@@ -85,7 +85,13 @@ impl Workspace {
     ///
     /// # Errors
     /// When the directories cannot be made, or there is something in their place.
-    pub fn create(parent: &Path, name: &str, owner: Option<User>, leavings: &Arc<Leavings>) -> Result<Self, PrepareError> {
+    pub fn create(
+        parent: &Path,
+        name: &str,
+        owner: Option<User>,
+        private_tmp: bool,
+        leavings: &Arc<Leavings>,
+    ) -> Result<Self, PrepareError> {
         let root = parent.join(name);
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -107,20 +113,23 @@ impl Workspace {
             inside,
         };
         // The root's owner comes last: until then nobody else can put anything into it.
-        for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp] {
+        let tmp = (!private_tmp).then_some(&workspace.tmp);
+        for dir in [&workspace.dir, &workspace.outputs].into_iter().chain(tmp) {
             private().create(dir).map_err(failed(dir))?;
-        }
-        for dir in [&workspace.dir, &workspace.outputs, &workspace.tmp, &workspace.root] {
             workspace.give(dir)?;
         }
+        workspace.give(&workspace.root)?;
         Ok(workspace)
     }
 
-    /// Removes it, on a thread that may block. Waits for the end of that, but not for ever: a tree of a million files is no
-    /// reason to keep the news of a task's end.
-    pub async fn remove(self) {
+    /// Begins to remove it, on a thread that may block. The future waits for the end of that, but not for ever: a tree of a
+    /// million files is no reason to keep the news of a task's end.
+    pub fn remove(self) -> impl Future<Output = ()> {
+        crash::point(Point::WorkspaceRemoval);
         let removal = tokio::task::spawn_blocking(move || drop(self));
-        let _ = tokio::time::timeout(REMOVAL, removal).await;
+        async move {
+            let _ = tokio::time::timeout(REMOVAL, removal).await;
+        }
     }
 
     /// The attempt's directory.
@@ -178,7 +187,6 @@ fn private() -> std::fs::DirBuilder {
 
 impl Drop for Workspace {
     fn drop(&mut self) {
-        crash::point(Point::WorkspaceRemoval);
         self.leavings.remove(&self.root);
     }
 }

@@ -1,5 +1,6 @@
 //! A nats-server and a worker of their own for one measurement.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -54,7 +55,11 @@ impl Bed {
         let state = dir.path().join("state").display().to_string();
         let fixed = [("BUS__SERVER", url.as_str()), ("WORKER__STATE_DIR", &state), ("CAPACITY__CPUS", "64"), ("LOG__LEVEL", "error")];
         let env: Vec<_> = fixed.iter().chain(settings).map(|(k, v)| (format!("WINDLASS__{k}"), (*v).to_owned())).collect();
-        let config = config::load(None, env).expect("valid settings");
+        let mut config = config::load(None, env).expect("valid settings");
+        let given = dir.path().join("given");
+        std::fs::create_dir(&given).unwrap();
+        std::fs::set_permissions(&given, std::fs::Permissions::from_mode(0o777)).unwrap();
+        config.sandbox.write_paths.push(given);
         let bus = Bus::connect(&config.bus, "bench", Patience::Wait).await.unwrap();
         while provision::apply(&bus, &config).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;
@@ -99,6 +104,11 @@ impl Bed {
                 return event;
             }
         }
+    }
+
+    /// A file that tasks may read and write.
+    pub fn given(&self, name: &str) -> PathBuf {
+        self.path("given").join(name)
     }
 
     /// A directory for a task's own files.

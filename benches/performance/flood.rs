@@ -17,7 +17,7 @@ const BYTES: usize = 256 << 20;
 
 pub async fn throughput(encoding: &str, secrets: usize) {
     let mut bed = Bed::new("", &[("LOGS__CAP", "2GiB"), ("EVENTS__ENCODING", encoding)]).await;
-    let file = bed.path("output.txt");
+    let file = bed.given("output.txt");
     let mut writer = std::io::BufWriter::new(std::fs::File::create(&file).unwrap());
     for n in 0..BYTES / 64 {
         writeln!(writer, "{n:012} a line of output such as a program writes, of 64 bytes").unwrap();
@@ -73,8 +73,8 @@ fn plant(bed: &mut Bed, secrets: usize) -> Vec<serde_json::Value> {
 pub async fn broker_away() {
     let mut bed = Bed::new("", &[("LOGS__CAP", "3GiB"), ("LEASE__ACK_WAIT_S", "600")]).await;
     bed.start_worker();
-    let go = bed.path("go");
-    let done = bed.path("done");
+    let go = bed.given("go");
+    let done = bed.given("done");
     let script =
         format!("until [ -e {} ]; do sleep 0.05; done; head -c 1000000000 /dev/zero | tr '\\0' x; touch {}", go.display(), done.display());
     bed.submit("away", json!({"runtime": "bash", "script": script, "timeout_s": 300})).await;

@@ -87,7 +87,9 @@ impl Bus {
         let mut first = connections.clone();
         let _ = tokio::time::timeout(timeout, first.wait_for(|n| *n > 0)).await;
         let js = jetstream::context::ContextBuilder::new().timeout(timeout).build(client.clone());
-        Ok(Self { inner: Arc::new(Inner { client, js, subjects: Subjects::new(&config.prefix), timeout, connections, pulse: Pulse::default() }) })
+        Ok(Self {
+            inner: Arc::new(Inner { client, js, subjects: Subjects::new(&config.prefix), timeout, connections, pulse: Pulse::default() }),
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 //! JetStream does not fence acknowledgements: that of a stale delivery acts on the message that another worker now
 //! runs. Whoever calls these must know that the task is over or still his; [`crate::intake::Lease`] is the only caller.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -16,6 +17,9 @@ use super::read::NO_MESSAGE;
 use super::{Bus, BusError};
 use crate::crash::{self, Point};
 use crate::task::Time;
+
+/// How long a look at the queue holds. To remove a stream, make it anew and fill it up to the same place takes longer.
+const FRESH: Duration = Duration::from_millis(500);
 
 /// One delivery.
 #[derive(Debug, Clone)]
@@ -36,6 +40,8 @@ pub struct Delivery {
     pub sequence: u64,
     /// When it was stored there.
     pub submitted_at: Time,
+    /// When it was last seen in the queue by [`Delivery::look`].
+    seen: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Delivery {
@@ -57,6 +63,7 @@ impl Delivery {
             deliveries,
             sequence,
             submitted_at,
+            seen: Arc::default(),
         })
     }
 
@@ -71,11 +78,20 @@ impl Delivery {
     /// An ack names a place in the stream and nothing else. In a stream that was removed and made anew meanwhile another
     /// task's message may stand there, and would be gone without having been run.
     pub(crate) async fn ack(&self) -> Result<(), BusError> {
-        if self.is_there().await? {
+        let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.is_some_and(|seen| seen.elapsed() < FRESH) || self.is_there().await? {
             return self.answer("+ACK".into()).await.inspect(|()| crash::point(Point::AckSent));
         }
         tracing::debug!(subject = self.subject, sequence = self.sequence, "not in the queue any more: not acknowledged");
         Ok(())
+    }
+
+    /// Looks whether the message is still in the queue, so that an ack right after need not. Nothing is wrong when that fails.
+    pub(crate) async fn look(&self) {
+        let sent = Instant::now();
+        if let Ok(true) = self.is_there().await {
+            *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(sent);
+        }
     }
 
     async fn is_there(&self) -> Result<bool, BusError> {

@@ -22,6 +22,7 @@ use crate::crash::{self, Point};
 use crate::intake::{Lease, Loss, Renewer, Task};
 use crate::mask::Masker;
 use crate::plan::Plan;
+use crate::prepare::Workspace;
 use crate::settle::{Disposition, dispose};
 use crate::task::Reason;
 use crate::task::event::{Event, EventKind, RetryInfo, Status};
@@ -91,7 +92,19 @@ impl Claimed<'_> {
 
     /// Runs the attempt and stores what there is to say about it.
     async fn drive(&self, run: Run<'_>, mut writer: ChainWriter) -> LeaseEnd {
-        match run.go(&mut writer).await {
+        let mut used = None;
+        let ended = run.go(&mut writer, &mut used).await;
+        // While the news is told.
+        let removal = used.map(Workspace::remove);
+        let end = self.tell(ended, writer).await;
+        if let Some(removal) = removal {
+            removal.await;
+        }
+        end
+    }
+
+    async fn tell(&self, ended: Ended, mut writer: ChainWriter) -> LeaseEnd {
+        match ended {
             Ended::Lost => {
                 tracing::warn!(task_id = %self.task.task_id, attempt = self.attempt.number, "task lost: stopped, nothing published");
                 LeaseEnd::Forsake
@@ -160,7 +173,8 @@ impl Claimed<'_> {
             Err(_) => None,
         };
         crash::point(Point::EndKept);
-        let end = append_end(&mut writer, encoded, chunks).await;
+        // The look that the ack needs takes as long as the append.
+        let (end, ()) = tokio::join!(append_end(&mut writer, encoded, chunks), self.lease.delivery().look());
         if let Some(kept) = kept {
             let _ = spawn_blocking(move || kept.settled()).await;
         }

@@ -122,7 +122,8 @@ impl Run<'_> {
     }
 
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
-    pub async fn go(mut self, writer: &mut ChainWriter) -> Ended {
+    /// Its work directory is left in `used`.
+    pub async fn go(mut self, writer: &mut ChainWriter, used: &mut Option<Workspace>) -> Ended {
         self.stages.push(Stage::Loading.entered());
         let values = match self.read_secrets().await {
             Ok(values) => values,
@@ -141,7 +142,7 @@ impl Run<'_> {
         };
         let _live = mask.enlist();
         self.mask = mask.clone();
-        match self.go_with(&values, writer).await {
+        match self.go_with(&values, writer, used).await {
             Ended::Said(account) => Ended::Said(Box::new(account.masked(&mask))),
             ended @ (Ended::Unfinished(_) | Ended::Lost) => ended,
         }
@@ -161,18 +162,17 @@ impl Run<'_> {
         }
     }
 
-    async fn go_with(self, values: &[secrets::Value], writer: &mut ChainWriter) -> Ended {
+    async fn go_with(self, values: &[secrets::Value], writer: &mut ChainWriter, used: &mut Option<Workspace>) -> Ended {
+        let private_tmp = self.private_tmp();
         let instance = &self.shared.instance;
         let (parent, name, user, leavings) = (instance.work(), self.name(), self.user(), Arc::clone(&instance.leavings));
         // A slow disk must not keep this task's lease from being renewed.
-        let workspace = match spawn_blocking(move || Workspace::create(&parent, &name, user, &leavings)).await {
+        let workspace = match spawn_blocking(move || Workspace::create(&parent, &name, user, private_tmp, &leavings)).await {
             Ok(Ok(workspace)) => workspace,
             Ok(Err(error)) => return self.unprepared(&error),
             Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
         };
-        let ended = self.go_in(&workspace, values, writer).await;
-        workspace.remove().await;
-        ended
+        self.go_in(used.insert(workspace), values, writer).await
     }
 
     /// No attempt is possible on this worker's disk.
@@ -195,7 +195,7 @@ impl Run<'_> {
             attempt: self.story.attempt(),
             fence: self.fence,
             path: &self.shared.config.worker.path,
-            private_tmp: self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox).is_some_and(|f| f.private_tmp),
+            private_tmp: self.private_tmp(),
             traceparent: self.traceparent,
             secrets: values,
             secret_files: &files.variables,
@@ -222,6 +222,11 @@ impl Run<'_> {
 
     fn failed(self, reason: Reason, error: String, hint: Option<String>, phase: &'static str) -> Ended {
         Ended::Said(Box::new(Account { hint, ..Account::failed(reason, error, phase, self.run, self.stages) }))
+    }
+
+    /// It has a `/tmp` of its own.
+    fn private_tmp(&self) -> bool {
+        self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox).is_some_and(|f| f.private_tmp)
     }
 
     fn confinement(&self, workspace: &Workspace, files: &SecretFiles) -> Confinement {
