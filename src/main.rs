@@ -10,6 +10,8 @@ use windlass::{shutdown, supervisor, telemetry, worker};
 fn main() -> ExitCode {
     // Before anything is read: what this process knows (credentials, other tenants' tasks) is not for tasks of the same
     // user, neither in /proc nor by a core dump. A new program, such as the supervisor, decides for itself.
+    // The page size first: kernels before 6.4 tell it by a file that such a process may not read, unless it is root's.
+    let _ = rustix::param::page_size();
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     let Cli { global, verb } = cli::parse();
     match verb {

@@ -128,7 +128,6 @@ pub enum WorkerError {
 /// # Errors
 /// When it cannot start, or lost its supervisor.
 pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), WorkerError> {
-    keep_memory_private();
     let instance = Instance::create(&config.worker)?;
     let capacity = Capacity::new(&config, Machine::here());
     for (name, class) in &config.classes {
@@ -168,16 +167,6 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     shared.supervisor.shutdown().await;
     futures_util::future::join(shared.bus.close(), shared.sink.close()).await;
     end
-}
-
-/// Credentials and secrets are in this process's memory: no core dump has them, and no task of the same user reads them
-/// through /proc or ptrace.
-fn keep_memory_private() {
-    use rustix::process::{DumpableBehavior, Resource, Rlimit, getrlimit, set_dumpable_behavior, setrlimit};
-    let no_core = Rlimit { current: Some(0), ..getrlimit(Resource::Core) };
-    if let Err(error) = setrlimit(Resource::Core, no_core).and_then(|()| set_dumpable_behavior(DumpableBehavior::NotDumpable)) {
-        tracing::warn!(%error, "core dumps of this process are possible, and hold what its tasks were given");
-    }
 }
 
 async fn start_supervisor(config: &Config, instance: &str) -> Result<Supervisor, WorkerError> {
