@@ -24,6 +24,7 @@ mod progress;
 mod result;
 mod run;
 mod schedule;
+mod signals;
 pub(crate) mod story;
 pub(crate) mod sweeper;
 

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Shared;
 use super::account::{Account, Exit, Stopped, judge};
 use super::progress::ProgressFile;
+use super::signals::{Interrupt, Signals, interrupted, lost};
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
 use crate::crash::{self, Point};
@@ -33,29 +33,6 @@ use crate::task::{Profile, Reason, Time};
 const DRAIN: Duration = Duration::from_secs(5);
 /// How often the progress file is looked at.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// Why an attempt is stopped from outside.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Interrupt {
-    /// Somebody asked for it; with his reason.
-    Canceled(Option<String>),
-    /// The worker has to go: the task is given back. With grace, or at once.
-    Leave {
-        /// Whether the task gets its grace.
-        gently: bool,
-    },
-    /// The lease or the chain is lost: nothing more may be said about the task.
-    Lost,
-}
-
-/// What the attempt hears from outside.
-#[derive(Debug, Clone)]
-pub struct Signals {
-    /// The strongest interrupt so far.
-    pub interrupt: watch::Receiver<Option<Interrupt>>,
-    /// Until when the lease holds.
-    pub lease: watch::Receiver<Instant>,
-}
 
 /// How an attempt ended.
 #[derive(Debug)]
@@ -395,34 +372,11 @@ impl Run<'_> {
         match stopped {
             Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
             stopped => {
-                let result = read_result(workspace).await;
+                let result = super::result::read_of(workspace).await;
                 let exit = Exit { stopped, report: &report, disk, duration };
                 Ended::Said(Box::new(judge(account, recorded, result, &exit, self.plan)))
             }
         }
-    }
-}
-
-/// On a thread that may block: it is the task's file.
-async fn read_result(workspace: &Workspace) -> Result<Option<serde_json::Value>, String> {
-    let inside = Arc::clone(&workspace.inside);
-    let read = tokio::task::spawn_blocking(move || super::result::read(&inside));
-    read.await.unwrap_or_else(|error| Err(format!("the result cannot be read: {error}")))
-}
-
-/// Resolves when the task is lost. Cancel safe.
-async fn lost(interrupt: &mut watch::Receiver<Option<Interrupt>>) {
-    if interrupt.wait_for(|i| *i == Some(Interrupt::Lost)).await.is_err() {
-        std::future::pending::<()>().await;
-    }
-}
-
-/// Resolves when the attempt is to be stopped. Cancel safe.
-async fn interrupted(interrupt: &mut watch::Receiver<Option<Interrupt>>) -> Interrupt {
-    let why = interrupt.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
-    match why {
-        Some(why) => why,
-        None => std::future::pending().await,
     }
 }
 
