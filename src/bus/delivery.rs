@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::jetstream::stream::RawMessageErrorKind;
+use async_nats::jetstream::message::StreamMessage;
+use async_nats::jetstream::stream::{RawMessageError, RawMessageErrorKind};
 use async_nats::{HeaderMap, Message, Request, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -96,22 +97,10 @@ impl Delivery {
 
     async fn is_there(&self) -> Result<bool, BusError> {
         let stream = self.bus.stream(&self.bus.subjects().tasks_stream()).await?;
-        match stream.get_raw_message(self.sequence).await {
-            Ok(found) => {
-                Ok(found.subject.as_str() == self.subject && Time::from_nanos(found.time.unix_timestamp_nanos()) == self.submitted_at)
-            }
-            Err(error) => {
-                let what = || format!("queued message {}", self.sequence);
-                match error.kind() {
-                    RawMessageErrorKind::NoMessageFound => Ok(false),
-                    RawMessageErrorKind::JetStream(e) if e.error_code().0 == NO_MESSAGE => Ok(false),
-                    RawMessageErrorKind::JetStream(e) => {
-                        Err(BusError::Refused { what: what(), code: e.error_code().0, text: e.to_string() })
-                    }
-                    RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(read_error(&error, what())),
-                }
-            }
-        }
+        let message = found(stream.get_raw_message(self.sequence).await, || format!("queued message {}", self.sequence))?;
+        Ok(message.is_some_and(|found| {
+            found.subject.as_str() == self.subject && Time::from_nanos(found.time.unix_timestamp_nanos()) == self.submitted_at
+        }))
     }
 
     /// Gives the message back, to be handed out again after `delay`; confirmed. Refused while the connection is away: the
@@ -133,5 +122,21 @@ impl Delivery {
         let what = format!("the delivery of {}", self.subject);
         let request = Request::new().payload(body);
         self.bus.ask(self.reply.to_string(), request, self.bus.inner.timeout, &what).await.map(|_| ())
+    }
+}
+
+/// A message that was read from a stream by its leader, if it is there.
+pub(super) fn found(
+    answer: Result<StreamMessage, RawMessageError>,
+    what: impl FnOnce() -> String,
+) -> Result<Option<StreamMessage>, BusError> {
+    match answer {
+        Ok(message) => Ok(Some(message)),
+        Err(error) => match error.kind() {
+            RawMessageErrorKind::NoMessageFound => Ok(None),
+            RawMessageErrorKind::JetStream(e) if e.error_code().0 == NO_MESSAGE => Ok(None),
+            RawMessageErrorKind::JetStream(e) => Err(BusError::Refused { what: what(), code: e.error_code().0, text: e.to_string() }),
+            RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(read_error(&error, what())),
+        },
     }
 }

@@ -103,6 +103,16 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
     let Some((head, stored)) = history(shared, lease, &task.tenant, &task.task_id).await else { return LeaseEnd::Forsake };
     let stored = stored.or_else(|| cancel.heard());
     let decision = decide(&situation(shared, lease, task, &plan, head.as_ref(), stored.as_ref()));
+    if matches!(decision, Decision::Start(_) | Decision::End(_)) {
+        match queued_twice(shared, lease, task, head.as_ref()).await {
+            Some(false) => {}
+            Some(true) => {
+                tracing::warn!(task_id = %task.task_id, subject = lease.delivery().subject, "queued twice: this message waits for the end of the first");
+                return LeaseEnd::GiveBack(shared.ack_wait());
+            }
+            None => return LeaseEnd::Forsake,
+        }
+    }
     match (decision, plan) {
         (Decision::AlreadyOver(over, None), _) => LeaseEnd::Ack(Receipt::of_end(over)),
         (Decision::AlreadyOver(_, Some(reason)), _) => {
@@ -137,6 +147,17 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
             started.unwrap_or(LeaseEnd::Forsake)
         }
     }
+}
+
+/// Whether the chain is that of an older message of this task, still queued: it was published again, under another class or
+/// priority, where the queue cannot refuse it. None when that was not answered in time.
+async fn queued_twice(shared: &Shared, lease: &Lease, task: &Task, head: Option<&Head>) -> Option<bool> {
+    let delivery = lease.delivery();
+    if head.is_none_or(|head| head.event.task.submitted_at == delivery.submitted_at) {
+        return Some(false);
+    }
+    let first = patiently(shared, lease, || shared.bus.first_queued(&task.tenant, &task.task_id)).await?;
+    Some(first.is_some_and(|sequence| sequence < delivery.sequence))
 }
 
 /// A message that comes for the first time has no chain, almost always: the claim itself finds out if it has. None when its
