@@ -43,8 +43,9 @@ pub(super) struct Jail {
 pub(in crate::supervisor) struct Cell {
     /// New namespaces, for clone.
     pub flags: u64,
-    /// Mount namespace to go back to first: tasks without a sandbox see the machine as it is.
-    pub host: Option<RawFd>,
+    /// Mount namespace to go back to first, and the root there if it is not the namespace's: tasks without a sandbox see the
+    /// machine as it is.
+    pub host: Option<(RawFd, Option<RawFd>)>,
     /// Confinement proper; without it only `no_new_privs` is set.
     pub confined: bool,
     /// Processes and network of its own: its first process is a small init, the program the second.
@@ -183,7 +184,7 @@ impl Jail {
     fn bare(&self) -> Cell {
         Cell {
             flags: 0,
-            host: self.host.as_ref().map(|host| host.0.as_raw_fd()),
+            host: self.host.as_ref().map(|host| (host.namespace.as_raw_fd(), host.root.as_ref().map(AsRawFd::as_raw_fd))),
             confined: false,
             isolated: false,
             user_map: None,

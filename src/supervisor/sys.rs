@@ -234,10 +234,11 @@ fn attach(stdio: &[OwnedFd; 3], entrance: &Entrance, origin: Origin, cell: &Cell
         if !isolated && libc::getppid() != parent {
             return Err((Step::Guard, libc::ESRCH));
         }
-        if let Some(host) = cell.host
-            && libc::setns(host, libc::CLONE_NEWNS) < 0
-        {
-            return Err((Step::Mounts, last_errno()));
+        if let Some((namespace, root)) = cell.host {
+            let rooted = |fd| libc::fchdir(fd) == 0 && libc::chroot(c".".as_ptr()) == 0;
+            if libc::setns(namespace, libc::CLONE_NEWNS) < 0 || !root.is_none_or(rooted) {
+                return Err((Step::Mounts, last_errno()));
+            }
         }
         if cell.confined {
             confine::enter(cell)?;

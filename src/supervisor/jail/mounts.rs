@@ -28,17 +28,48 @@ const NEEDED: [&str; 3] = ["/dev", "/proc", "/sys"];
 
 /// The namespace that the supervisor came from, for tasks without a sandbox.
 #[derive(Debug)]
-pub(super) struct Host(pub OwnedFd);
+pub(super) struct Host {
+    /// Itself.
+    pub namespace: OwnedFd,
+    /// The root directory in it, where that is not the namespace's own: in a chroot.
+    pub root: Option<OwnedFd>,
+}
+
+impl Host {
+    fn here() -> io::Result<Self> {
+        let chrooted = !mount_points(&std::fs::read("/proc/self/mountinfo")?).iter().any(|point| point == Path::new("/"));
+        Ok(Self { namespace: own_namespace()?, root: chrooted.then(root).transpose()? })
+    }
+
+    fn enter(&self) -> io::Result<()> {
+        rustix::thread::move_into_link_name_space(self.namespace.as_fd(), Some(rustix::thread::LinkNameSpaceType::Mount))?;
+        self.root.as_ref().map_or(Ok(()), go_to)
+    }
+}
+
+fn own_namespace() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn root() -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open("/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+/// Makes it the root directory: who enters a namespace is at its own root.
+fn go_to(root: &OwnedFd) -> io::Result<()> {
+    rustix::process::fchdir(root)?;
+    Ok(rustix::process::chroot(".")?)
+}
 
 /// Moves this process into a namespace of its own and prepares it. On failure it is back where it was.
 pub(super) fn separate(wish: &Wish, hide_processes: bool) -> io::Result<Host> {
-    let host = rustix::fs::open("/proc/self/ns/mnt", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let host = Host::here()?;
     unshare(UnshareFlags::NEWNS)?;
-    if let Err(error) = prepare(wish, hide_processes) {
-        let _ = rustix::thread::move_into_link_name_space(host.as_fd(), Some(rustix::thread::LinkNameSpaceType::Mount));
+    if let Err(error) = one_way(host.root.is_some()).and_then(|()| prepare(wish, hide_processes)) {
+        let _ = host.enter();
         return Err(error);
     }
-    Ok(Host(host))
+    Ok(host)
 }
 
 #[expect(unsafe_code, reason = "the library has it as unsafe for flags that unshare descriptors")]
@@ -47,8 +78,20 @@ fn unshare(flags: UnshareFlags) -> io::Result<()> {
     Ok(unsafe { rustix::thread::unshare_unsafe(flags) }?)
 }
 
+/// Nothing of what is mounted here is seen outside. In a chroot the mount that holds the root has no name: it is left for that.
+fn one_way(chrooted: bool) -> io::Result<()> {
+    let flags = MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC;
+    if !chrooted {
+        return Ok(mount_change("/", flags)?);
+    }
+    let (root, namespace) = (root()?, own_namespace()?);
+    Host { namespace, root: None }.enter()?;
+    let changed = mount_change("/", flags);
+    go_to(&root)?;
+    Ok(changed?)
+}
+
 fn prepare(wish: &Wish, hide_processes: bool) -> io::Result<()> {
-    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
     let granted = granted(wish);
     let needed: Vec<PathBuf> = granted.iter().cloned().chain(NEEDED.iter().map(PathBuf::from)).collect();
     prune(&needed)?;
