@@ -172,7 +172,7 @@ impl Drop for SecretFiles {
 }
 
 fn remove(dir: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(dir)
+    if let Err(error) = super::remove_tree(dir)
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(%error, path = %dir.display(), "cannot remove secrets");

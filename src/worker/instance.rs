@@ -146,7 +146,7 @@ impl Instance {
     pub async fn bury_the_dead(&self, bus: &Bus) {
         for dir in self.secrets.places().iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten() {
             if let Some(_lock) = dead(&dir.path())
-                && let Err(error) = std::fs::remove_dir_all(dir.path())
+                && let Err(error) = remove_tree(&dir.path())
             {
                 tracing::warn!(%error, path = %dir.path().display(), "cannot remove the secrets of a dead instance");
             }

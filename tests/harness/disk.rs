@@ -48,6 +48,12 @@ impl Default for Shape {
     }
 }
 
+/// What `unshare --mount` is told: private, but in a chroot, whose root is no mount that could be.
+pub fn propagation() -> &'static str {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    if mounts.lines().any(|line| line.split(' ').nth(4) == Some("/")) { "private" } else { "unchanged" }
+}
+
 impl Disk {
     /// Makes and mounts an image; `None` (with a word why) where that cannot be done.
     pub fn make(shape: Shape) -> Option<Self> {
@@ -74,7 +80,7 @@ impl Disk {
         }
         let script = format!("mount -o {} '{}' '{}' && echo mounted && cat > /dev/null", shape.options, image.display(), mount.display());
         let mut holder = Command::new("unshare")
-            .args(["--mount", "--propagation", "private", "sh", "-c", &script])
+            .args(["--mount", "--propagation", propagation(), "sh", "-c", &script])
             .env(MARK, watchdog().mark())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -104,7 +110,9 @@ impl Disk {
 
     /// For whoever is to see it; a worker keeps its state there.
     pub fn under(&self) -> Under {
-        let argv = ["nsenter".to_owned(), format!("--mount=/proc/{}/ns/mnt", self.holder.id()), "--".to_owned()];
+        let holder = self.holder.id().to_string();
+        // With its root: in a chroot who enters a namespace would be outside.
+        let argv = ["nsenter", "--target", &holder, "--mount", "--root", "--wd", "--"].map(str::to_owned);
         Under { argv: argv.to_vec(), state: Some((self.mount.join("state"), self.seen().join("state"))) }
     }
 

@@ -263,7 +263,8 @@ impl Fleet {
         }
         let _ = self.bus.js.delete_stream(format!("KV_{}", self.bus.stream("WORKERS"))).await;
         if std::env::var_os("WINDLASS_TEST_KEEP").is_none() {
-            let _ = std::fs::remove_dir_all(&self.root);
+            // Not through a mount that a task left.
+            let _ = windlass::prepare::remove_tree(&self.root);
         }
     }
 

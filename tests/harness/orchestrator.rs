@@ -162,6 +162,17 @@ impl Orchestrator {
         self.submitted.lock().expect("not poisoned").push((task.clone(), 0));
     }
 
+    /// Waits until its message is acknowledged: what a task left on its worker is removed by then.
+    pub async fn left_the_queue(&self, task: &Task) {
+        let deadline = Instant::now() + PATIENCE;
+        let own = format!(".{}.{}", task.tenant, task.id);
+        while self.queued().await.iter().any(|message| message.subject.ends_with(&own)) {
+            assert!(Instant::now() < deadline, "task {} is still queued", task.id);
+            // An ack makes no message that could be waited for.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Every task submitted so far.
     pub fn submitted(&self) -> Vec<Task> {
         self.submitted.lock().expect("not poisoned").iter().map(|(task, _)| task.clone()).collect()

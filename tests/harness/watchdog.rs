@@ -38,7 +38,9 @@ for _ in 1 2 3 4 5 6 7 8 9 10; do
   [ -n "$left" ] || break
   sleep 0.2
 done
-[ -n "$KEEP" ] || rm -rf "$DIR"
+# Never through a mount that something left there: what is behind it is the machine's.
+grep -s " $DIR/" /proc/self/mountinfo | cut -d' ' -f5 | sort -r | while read -r at; do umount -l "$at"; done
+if [ -z "$KEEP" ] && [ -r /proc/self/mountinfo ] && ! grep -qs " $DIR/" /proc/self/mountinfo; then rm -rf "$DIR"; fi
 "#;
 
 /// The one of this run.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use async_nats::jetstream::Context;
 use windlass::task::{EventKind, Reason, Time};
 
-use crate::harness::disk::Under;
+use crate::harness::disk::{Under, propagation};
 use crate::harness::job::Gate;
 use crate::harness::server::skip;
 use crate::harness::{Fleet, Job, PATIENCE};
@@ -40,7 +40,7 @@ impl WallClock {
     /// Whoever is started under it. What the library leaves in `/dev/shm` goes with a mount of its own.
     fn under(&self) -> Under {
         let argv =
-            ["unshare", "--mount", "--propagation", "private", "sh", "-c", "mount -t tmpfs none /dev/shm && exec \"$@\"", "sh", "env"];
+            ["unshare", "--mount", "--propagation", propagation(), "sh", "-c", "mount -t tmpfs none /dev/shm && exec \"$@\"", "sh", "env"];
         let settings = [
             format!("LD_PRELOAD={}", self.library.display()),
             format!("FAKETIME_TIMESTAMP_FILE={}", self.file.display()),

@@ -105,10 +105,13 @@ async fn without_inodes_nothing_starts_and_with_them_all_goes_on() {
     assert_eq!((end.reason, end.exit_code), (Some(Reason::DiskFull), Some(7)), "{:?}", end.error);
     fleet.event(&talker, EventKind::TaskStarted).await;
     fleet.running(&talker).await;
+    // What it made is removed while its end is told, and before its message goes.
+    fleet.left_the_queue(&maker).await;
     disk.fill_inodes();
     gate.open();
     let end = fleet.end(&talker).await;
     assert_eq!(end.reason, Some(Reason::DiskFull), "no file for its output: {:?}", end.error);
+    fleet.left_the_queue(&talker).await;
     disk.fill_inodes();
     worker.says(&["no new work until it can"]).await;
     disk.free();

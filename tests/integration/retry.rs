@@ -136,27 +136,17 @@ async fn a_task_that_kills_its_workers_ends_when_its_attempts_are_used() {
     assert_eq!((end.reason, end.task.attempt), (Some(Reason::AttemptsExhausted), 2), "{:?}", end.error);
     assert!(end.error.unwrap().contains("worker-1"), "it names the worker that was lost");
     // The letter follows the end, for the lost worker might still have finished, and the message waits for it.
-    left_the_queue(&fleet, &task.id).await;
+    fleet.left_the_queue(&task).await;
     let dead = fleet.dead().await;
     assert_eq!(dead.len(), 1, "a task that never came to an end is a dead letter");
     assert_eq!(dead[0].header("Windlass-Reason"), Some("attempts_exhausted"));
     assert_eq!(dead[0].header("Windlass-Task-Id"), Some(task.id.as_str()));
     // Whoever finds such an end owes the letter: the worker that stored it may have died before.
     fleet.publish(&fleet.subject(&job, &task.id), job.media_type(), job.encode()).await.expect("its message is gone");
-    left_the_queue(&fleet, &task.id).await;
+    fleet.left_the_queue(&task).await;
     assert_eq!(fleet.dead().await.len(), 2, "another message has a letter of its own");
     assert_eq!(fleet.chain(&task).last().map(|link| link.event.seq), Some(end.seq), "nothing follows an end");
     fleet.finish().await;
-}
-
-/// Waits until a task's message has been acknowledged.
-async fn left_the_queue(fleet: &Fleet, task_id: &str) {
-    let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
-    while fleet.queued().await.iter().any(|message| message.subject.ends_with(&format!(".{task_id}"))) {
-        assert!(std::time::Instant::now() < deadline, "still queued");
-        // An ack makes no message that could be waited for.
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
 }
 
 #[tokio::test]
