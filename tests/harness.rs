@@ -81,3 +81,9 @@ pub fn programs() -> std::path::PathBuf {
 pub fn slowness() -> u32 {
     std::env::var("WINDLASS_TEST_SLOW").ok().and_then(|n| n.parse().ok()).unwrap_or(1)
 }
+
+/// Whether this runs in a chroot. The kernel gives no user namespaces there.
+pub fn chrooted() -> bool {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    !mounts.lines().any(|line| line.split(' ').nth(4) == Some("/"))
+}

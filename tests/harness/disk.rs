@@ -50,8 +50,7 @@ impl Default for Shape {
 
 /// What `unshare --mount` is told: private, but in a chroot, whose root is no mount that could be.
 pub fn propagation() -> &'static str {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-    if mounts.lines().any(|line| line.split(' ').nth(4) == Some("/")) { "private" } else { "unchanged" }
+    if super::chrooted() { "unchanged" } else { "private" }
 }
 
 impl Disk {
