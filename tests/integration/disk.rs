@@ -113,9 +113,10 @@ async fn without_inodes_nothing_starts_and_with_them_all_goes_on() {
     assert_eq!(end.reason, Some(Reason::DiskFull), "no file for its output: {:?}", end.error);
     fleet.left_the_queue(&talker).await;
     disk.fill_inodes();
+    // No directory can be made for it: it waits for its next attempt, here or elsewhere.
+    let next = fleet.submit(&Job::bash("seq 1 1000")).await;
     worker.says(&["no new work until it can"]).await;
     disk.free();
-    let next = fleet.submit(&Job::bash("seq 1 1000")).await;
     assert_eq!(fleet.end(&next).await.reason, Some(Reason::Ok));
     fleet.finish().await;
 }
