@@ -21,6 +21,11 @@ pub fn assignment_msgpack(bytes: &[u8]) {
     assignment(Encoding::Msgpack, bytes);
 }
 
+fn has_no_number(assignment: &Assignment) -> bool {
+    let text = format!("{assignment:?}");
+    ["NaN", "inf", "-inf"].iter().any(|none| text.contains(&format!("Some({none})")) || text.contains(&format!(": {none}")))
+}
+
 fn assignment(encoding: Encoding, bytes: &[u8]) {
     let assignment: Assignment = match encoding.decode(bytes) {
         Ok(assignment) => assignment,
@@ -29,6 +34,8 @@ fn assignment(encoding: Encoding, bytes: &[u8]) {
     for again in [Encoding::Json, Encoding::Msgpack] {
         let written = again.encode(&assignment).expect("what was read can be written");
         match again.decode::<Assignment>(&written) {
+            // MessagePack holds numbers that are none: they equal nothing, and JSON has null for them. The plan refuses them.
+            Ok(_) if encoding == Encoding::Msgpack && has_no_number(&assignment) => {}
             Ok(read) => assert_eq!(read, assignment, "{again:?} reads something else than it wrote"),
             // MessagePack may hold what JSON has no word for: a number that is none, as JSON null.
             Err(error) => assert!(encoding == Encoding::Msgpack && again == Encoding::Json, "{again:?} cannot read what it wrote: {error}"),

@@ -89,6 +89,7 @@ async fn a_tenants_user_can_do_what_its_permissions_say_and_no_more() {
         format!("$JS.API.CONSUMER.MSG.NEXT.{upper}_TASKS.cpu_short-normal"),
         format!("$JS.ACK.{upper}_TASKS.cpu_short-normal.1.1.1.1.0"),
     ];
+    fleet.left_the_queue(&task).await;
     let before = fleet.queued().await.len();
     for subject in &forged {
         client.publish(subject.clone(), "{}".into()).await.unwrap();
