@@ -59,7 +59,8 @@ impl fmt::Display for Time {
 impl FromStr for Time {
     type Err = jiff::Error;
     fn from_str(text: &str) -> Result<Self, jiff::Error> {
-        text.parse().map(Self)
+        // Cut as all times are: what is read is written alike.
+        text.parse().map(|time: Timestamp| Self::from_micros(time.as_microsecond()))
     }
 }
 
