@@ -169,18 +169,10 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
 mod tests {
     use super::*;
     use crate::config::Class;
-    use crate::task::{Assignment, ClassName, Event, Priority, TaskId, Tenant};
+    use crate::task::Event;
 
     fn task() -> Task {
-        Task {
-            task_id: TaskId::new("t").unwrap(),
-            tenant: Tenant::new("acme").unwrap(),
-            class: ClassName::new("cpu_short").unwrap(),
-            priority: Priority::Normal,
-            assignment: serde_json::from_str::<Assignment>(r#"{"task_id":"t","execution":{"runtime":"native","command":["true"]}}"#)
-                .unwrap(),
-            sha256: String::new(),
-        }
+        Task::of(serde_json::from_str(r#"{"task_id":"t","execution":{"runtime":"native","command":["true"]}}"#).unwrap())
     }
 
     fn head(kind: EventKind, deliveries: u64, submitted_at: Time) -> Head {

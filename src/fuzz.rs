@@ -6,7 +6,7 @@ use crate::config::{self, Class, Config, TenantPolicy};
 use crate::intake::Task;
 use crate::plan;
 use crate::task::chain::{Chain, RunState};
-use crate::task::{Assignment, ClassName, Event, EventKind, Outcome, Priority, Reason, TaskId, Tenant};
+use crate::task::{Assignment, Event, EventKind, Outcome, Reason, TaskId};
 use crate::wire::{Encoding, sha256_hex};
 
 pub use crate::report::fuzz_log_chunker as log_chunker;
@@ -41,15 +41,7 @@ fn assignment(encoding: Encoding, bytes: &[u8]) {
             Err(error) => assert!(encoding == Encoding::Msgpack && again == Encoding::Json, "{again:?} cannot read what it wrote: {error}"),
         }
     }
-    let name = |text: &str| ClassName::new(text).expect("a token");
-    let task = Task {
-        task_id: assignment.task_id.clone(),
-        tenant: Tenant::new("acme").expect("a token"),
-        class: name("cpu_short"),
-        priority: Priority::Normal,
-        assignment,
-        sha256: sha256_hex(bytes),
-    };
+    let task = Task { sha256: sha256_hex(bytes), ..Task::of(assignment) };
     let policy: TenantPolicy = serde_json::from_str(r#"{"secrets": ["env:A*", "file:/s/*", "kv:b/k"]}"#).expect("a policy");
     match plan::plan(&task, &Class::default(), &policy, true) {
         Ok(plan) => {

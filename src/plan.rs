@@ -235,18 +235,11 @@ fn above(field: &str, value: impl std::fmt::Display, ceiling: impl std::fmt::Dis
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::task::{Assignment, ClassName, Priority, TaskId, Tenant};
+    use crate::task::Assignment;
 
     fn planned(execution: &str) -> Result<Plan, Rejection> {
         let assignment: Assignment = serde_json::from_str(&format!(r#"{{"task_id":"t","execution":{execution}}}"#)).unwrap();
-        let task = Task {
-            task_id: TaskId::new("t").unwrap(),
-            tenant: Tenant::new("acme").unwrap(),
-            class: ClassName::new("cpu_short").unwrap(),
-            priority: Priority::Normal,
-            assignment,
-            sha256: String::new(),
-        };
+        let task = Task::of(assignment);
         plan(&task, &Class::default(), &TenantPolicy::default(), true)
     }
 

@@ -7,7 +7,6 @@
 use std::time::Duration;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use tokio::time::Instant;
 
 use super::store::Stored;
@@ -92,18 +91,8 @@ impl Bus {
         stream: &str,
         filter: &str,
     ) -> Result<Option<async_nats::jetstream::message::StreamMessage>, BusError> {
-        let what = || format!("the last message of {filter}");
-        match self.stream(stream).await?.get_last_raw_message_by_subject(filter).await {
-            Ok(message) => Ok(Some(message)),
-            Err(error) => match error.kind() {
-                LastRawMessageErrorKind::NoMessageFound => Ok(None),
-                LastRawMessageErrorKind::JetStream(e) if e.error_code().0 == 10037 => Ok(None),
-                LastRawMessageErrorKind::JetStream(e) => {
-                    Err(BusError::Refused { what: what(), code: e.error_code().0, text: e.to_string() })
-                }
-                LastRawMessageErrorKind::InvalidSubject | LastRawMessageErrorKind::Other => Err(read_error(&error, what())),
-            },
-        }
+        let answer = self.stream(stream).await?.get_last_raw_message_by_subject(filter).await;
+        super::read::found(answer, || format!("the last message of {filter}"))
     }
 
     async fn append_once(&self, chain: &str, expected: u64, event: &Encoded) -> Result<Stored, BusError> {

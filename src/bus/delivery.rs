@@ -7,14 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_nats::connection::State;
-use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{RawMessageError, RawMessageErrorKind};
 use async_nats::{HeaderMap, Message, Request, Subject};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::chain::read_error;
-use super::read::NO_MESSAGE;
+use super::read::found;
 use super::{Bus, BusError};
 use crate::crash::{self, Point};
 use crate::task::Time;
@@ -122,21 +119,5 @@ impl Delivery {
         let what = format!("the delivery of {}", self.subject);
         let request = Request::new().payload(body);
         self.bus.ask(self.reply.to_string(), request, self.bus.inner.timeout, &what).await.map(|_| ())
-    }
-}
-
-/// A message that was read from a stream by its leader, if it is there.
-pub(super) fn found(
-    answer: Result<StreamMessage, RawMessageError>,
-    what: impl FnOnce() -> String,
-) -> Result<Option<StreamMessage>, BusError> {
-    match answer {
-        Ok(message) => Ok(Some(message)),
-        Err(error) => match error.kind() {
-            RawMessageErrorKind::NoMessageFound => Ok(None),
-            RawMessageErrorKind::JetStream(e) if e.error_code().0 == NO_MESSAGE => Ok(None),
-            RawMessageErrorKind::JetStream(e) => Err(BusError::Refused { what: what(), code: e.error_code().0, text: e.to_string() }),
-            RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(read_error(&error, what())),
-        },
     }
 }

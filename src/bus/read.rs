@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use async_nats::jetstream::message::StreamMessage;
-use async_nats::jetstream::stream::{RawMessageErrorKind, Stream as JetStream};
+use async_nats::jetstream::stream::{RawMessageError, RawMessageErrorKind, Stream as JetStream};
 use futures_util::{Stream, StreamExt as _};
 use tokio::sync::watch;
 
@@ -155,28 +155,13 @@ impl Tail {
     pub async fn next(&mut self) -> Result<Option<StreamMessage>, BusError> {
         loop {
             let request = self.stream.raw_message_builder().sequence(self.next).next_by_subject(self.filter.clone());
-            match request.send().await {
-                Ok(message) => {
+            match (found(request.send().await, || self.filter.clone()), &mut self.live) {
+                (Ok(Some(message)), _) => {
                     self.next = message.sequence + 1;
                     return Ok(Some(message));
                 }
-                Err(error) => {
-                    let (none, error) = match error.kind() {
-                        RawMessageErrorKind::NoMessageFound => (true, read_error(&error, self.filter.clone())),
-                        RawMessageErrorKind::JetStream(e) => {
-                            let code = e.error_code().0;
-                            (code == NO_MESSAGE, BusError::Refused { what: self.filter.clone(), code, text: e.to_string() })
-                        }
-                        RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => {
-                            (false, read_error(&error, self.filter.clone()))
-                        }
-                    };
-                    match &mut self.live {
-                        None if none => return Ok(None),
-                        None => return Err(error),
-                        Some(live) => live.wait(!none).await?,
-                    }
-                }
+                (end, None) => return end,
+                (end, Some(live)) => live.wait(end.is_err()).await?,
             }
         }
     }
@@ -209,5 +194,21 @@ impl Live {
             _ = self.connections.changed() => Ok(()),
             () = tokio::time::sleep(LOOK_AGAIN) => Ok(()),
         }
+    }
+}
+
+/// A message that was read from a stream by its leader, if it is there.
+pub(super) fn found(
+    answer: Result<StreamMessage, RawMessageError>,
+    what: impl FnOnce() -> String,
+) -> Result<Option<StreamMessage>, BusError> {
+    match answer {
+        Ok(message) => Ok(Some(message)),
+        Err(error) => match error.kind() {
+            RawMessageErrorKind::NoMessageFound => Ok(None),
+            RawMessageErrorKind::JetStream(e) if e.error_code().0 == NO_MESSAGE => Ok(None),
+            RawMessageErrorKind::JetStream(e) => Err(BusError::Refused { what: what(), code: e.error_code().0, text: e.to_string() }),
+            RawMessageErrorKind::InvalidSubject | RawMessageErrorKind::Other => Err(read_error(&error, what())),
+        },
     }
 }

@@ -110,7 +110,7 @@ impl Bus {
     pub(crate) async fn first_queued(&self, tenant: &Tenant, task_id: &TaskId) -> Result<Option<u64>, BusError> {
         let filter = self.subjects().task_anywhere(Some(tenant), task_id);
         let stream = self.stream(&self.subjects().tasks_stream()).await?;
-        super::delivery::found(stream.get_first_raw_message_by_subject(&filter, 1).await, || format!("the first message of {filter}"))
+        super::read::found(stream.get_first_raw_message_by_subject(&filter, 1).await, || format!("the first message of {filter}"))
             .map(|message| message.map(|message| message.sequence))
     }
 

@@ -22,6 +22,22 @@ pub struct Task {
     pub sha256: String,
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+#[expect(clippy::expect_used, reason = "the tokens are written here")]
+impl Task {
+    /// A task of tenant `acme` in class `cpu_short`, as tests of what comes after intake want one.
+    pub(crate) fn of(assignment: Assignment) -> Self {
+        Self {
+            task_id: assignment.task_id.clone(),
+            tenant: Tenant::new("acme").expect("a token"),
+            class: ClassName::new("cpu_short").expect("a token"),
+            priority: Priority::Normal,
+            assignment,
+            sha256: String::new(),
+        }
+    }
+}
+
 /// A message that is no task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Poison {

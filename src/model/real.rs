@@ -15,7 +15,7 @@ use crate::intake::Task;
 use crate::plan::{Plan, plan};
 use crate::settle::{Disposition, dispose};
 use crate::task::event::{RetryInfo, WorkerInfo};
-use crate::task::{ClassName, Event, EventKind, Priority, Reason, TaskId, Tenant, Time, WorkerId};
+use crate::task::{Event, EventKind, Reason, Time, WorkerId};
 use crate::wire::Encoding;
 use crate::wire::event::{Encoded, Fit};
 use crate::worker::story::{Story, task_info};
@@ -84,14 +84,7 @@ impl Real {
     pub(super) fn new(max_attempts: u8) -> Self {
         let text =
             format!(r#"{{"task_id":"t","execution":{{"runtime":"native","command":["true"]}},"retry":{{"max_attempts":{max_attempts}}}}}"#);
-        let task = Task {
-            task_id: TaskId::new("t").unwrap(),
-            tenant: Tenant::new("acme").unwrap(),
-            class: ClassName::new("cpu_short").unwrap(),
-            priority: Priority::Normal,
-            assignment: serde_json::from_str(&text).unwrap(),
-            sha256: "same".to_owned(),
-        };
+        let task = Task { sha256: "same".to_owned(), ..Task::of(serde_json::from_str(&text).unwrap()) };
         let plan = plan(&task, &Class { max_max_attempts: 9, ..Class::default() }, &crate::config::TenantPolicy::default(), true).unwrap();
         Self { task, plan, verdicts: RefCell::default(), fates: RefCell::default() }
     }

@@ -80,19 +80,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::task::{Assignment, ClassName, Priority, TaskId, Tenant};
+    use crate::task::Assignment;
 
     fn planned(secrets: serde_json::Value) -> Result<Vec<Secret>, Rejection> {
         let body = json!({"task_id": "t", "execution": {"runtime": "native", "env": {"TAKEN": "x"}}, "secrets": secrets});
         let assignment: Assignment = serde_json::from_value(body).unwrap();
-        let task = Task {
-            task_id: TaskId::new("t").unwrap(),
-            tenant: Tenant::new("acme").unwrap(),
-            class: ClassName::new("cpu_short").unwrap(),
-            priority: Priority::Normal,
-            assignment,
-            sha256: String::new(),
-        };
+        let task = Task::of(assignment);
         let policy = serde_json::from_value(json!({"secrets": ["env:ACME_*", "kv:secrets/acme.*"]})).unwrap();
         allowed(&task, &policy)
     }
