@@ -64,9 +64,9 @@ points! {
     SpoolReplay "spool_replay" "broker was away, first chunk from the spool confirmed";
     ProgramEnded "program_ended" "program's end reported, output not finished";
     ChunksConfirmed "chunks_confirmed" "last chunk confirmed, no terminal event made";
-    WorkspaceRemoval "workspace_removal" "result read, work directory about to go";
     EndKept "end_kept" "terminal event on this disk, not sent";
     EndStored "end_stored" "terminal event stored, answer not read";
+    WorkspaceRemoval "workspace_removal" "terminal event confirmed, its copy and the work directory about to go";
     Committed "committed" "terminal event confirmed, ack not sent";
     AckSent "ack_sent" "ack taken by the server, confirmation not read";
     RetryStored "retry_stored" "retry event stored, answer not read";

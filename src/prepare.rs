@@ -7,13 +7,11 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
-use crate::crash::{self, Point};
 use crate::execute::native::sandbox::User;
 use crate::intake::Task;
 use crate::plan::{Plan, Program};
@@ -37,10 +35,8 @@ const INLINE_SCRIPT: usize = 64 * 1024;
 pub const RESULT: &str = "result.json";
 /// Name of the file of progress reports.
 pub const PROGRESS: &str = "progress.ndjson";
-/// Longest wait for the removal of an attempt's directory.
-const REMOVAL: Duration = Duration::from_secs(5);
 
-/// An attempt's directory; removed when dropped.
+/// An attempt's directory; removed when dropped, which blocks on the disk.
 #[derive(Debug)]
 pub struct Workspace {
     root: PathBuf,
@@ -120,16 +116,6 @@ impl Workspace {
         }
         workspace.give(&workspace.root)?;
         Ok(workspace)
-    }
-
-    /// Begins to remove it, on a thread that may block. The future waits for the end of that, but not for ever: a tree of a
-    /// million files is no reason to keep the news of a task's end.
-    pub fn remove(self) -> impl Future<Output = ()> {
-        crash::point(Point::WorkspaceRemoval);
-        let removal = tokio::task::spawn_blocking(move || drop(self));
-        async move {
-            let _ = tokio::time::timeout(REMOVAL, removal).await;
-        }
     }
 
     /// The attempt's directory.

@@ -29,6 +29,9 @@ use crate::task::Reason;
 use crate::task::event::{Event, EventKind, RetryInfo, Status};
 use crate::task::stage::Stage;
 
+/// Longest wait for the removal of what an attempt left.
+const REMOVAL: Duration = Duration::from_secs(5);
+
 /// A task that is about to be ours.
 pub(super) struct Claimed<'a> {
     pub(super) shared: &'a Arc<Shared>,
@@ -93,18 +96,14 @@ impl Claimed<'_> {
 
     /// Runs the attempt and stores what there is to say about it.
     async fn drive(&self, run: Run<'_>, mut writer: ChainWriter) -> LeaseEnd {
-        let mut used = None;
-        let ended = run.go(&mut writer, &mut used).await;
-        // While the news is told.
-        let removal = used.map(Workspace::remove);
-        let end = self.tell(ended, writer).await;
-        if let Some(removal) = removal {
-            removal.await;
-        }
+        let mut rest = Rest::default();
+        let ended = run.go(&mut writer, &mut rest.workspace).await;
+        let end = self.tell(ended, writer, &mut rest.kept).await;
+        rest.remove().await;
         end
     }
 
-    async fn tell(&self, ended: Ended, mut writer: ChainWriter) -> LeaseEnd {
+    async fn tell(&self, ended: Ended, mut writer: ChainWriter, kept: &mut Option<Kept>) -> LeaseEnd {
         match ended {
             Ended::Lost => {
                 tracing::warn!(task_id = %self.task.task_id, attempt = self.attempt.number, "task lost: stopped, nothing published");
@@ -122,7 +121,7 @@ impl Claimed<'_> {
             }
             Ended::Said(account) => match dispose(account.reason, &self.task.assignment.retry, self.plan, self.attempt.counted()) {
                 Disposition::Retry(delay) => self.retry(*account, delay, writer).await,
-                Disposition::End => self.commit(*account, writer).await,
+                Disposition::End => self.commit(*account, writer, kept).await,
             },
         }
     }
@@ -150,7 +149,7 @@ impl Claimed<'_> {
     }
 
     /// The terminal event: kept on disk first, then appended until it is stored or another worker's.
-    async fn commit(&self, account: Account, mut writer: ChainWriter) -> LeaseEnd {
+    async fn commit(&self, account: Account, mut writer: ChainWriter, kept: &mut Option<Kept>) -> LeaseEnd {
         let (kind, status) = if account.reason == Reason::Ok {
             (EventKind::TaskCompleted, Status::Completed)
         } else {
@@ -169,16 +168,13 @@ impl Claimed<'_> {
             chunks = proof;
             Event { status: Some(status), retry: Some(retry), ..event }
         });
-        let kept = match &encoded {
+        *kept = match &encoded {
             Ok(encoded) => self.keep(SpooledEvent::new(&writer, encoded.clone())).await,
             Err(_) => None,
         };
         crash::point(Point::EndKept);
         // The look that the ack needs takes as long as the append.
         let (end, ()) = tokio::join!(append_end(&mut writer, encoded, chunks), self.lease.delivery().look());
-        if let Some(kept) = kept {
-            let _ = spawn_blocking(move || kept.settled()).await;
-        }
         end
     }
 
@@ -189,6 +185,31 @@ impl Claimed<'_> {
         let shared = Arc::clone(self.shared);
         let kept = spawn_blocking(move || shared.instance.keep(&name, &event)).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
         kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
+    }
+}
+
+/// What an attempt leaves on the disk when its end is told.
+#[derive(Default)]
+struct Rest {
+    workspace: Option<Workspace>,
+    kept: Option<Kept>,
+}
+
+impl Rest {
+    /// Removes it, on a thread that may block: one way to the disk for both. Waits for the end of that, but not for ever: a
+    /// tree of a million files is no reason to hold the message of an ended task.
+    async fn remove(self) {
+        if self.workspace.is_none() && self.kept.is_none() {
+            return;
+        }
+        let removal = spawn_blocking(move || {
+            crash::point(Point::WorkspaceRemoval);
+            if let Some(kept) = self.kept {
+                kept.settled();
+            }
+            drop(self.workspace);
+        });
+        let _ = tokio::time::timeout(REMOVAL, removal).await;
     }
 }
 

@@ -3,6 +3,9 @@
 use std::io::{Read as _, Seek as _, SeekFrom};
 use std::sync::Arc;
 
+use serde_json::Value;
+
+use super::result;
 use crate::mask::Masker;
 use crate::prepare::{Inside, PROGRESS};
 use crate::task::Time;
@@ -44,6 +47,20 @@ impl ProgressFile {
         // A disk, or what a task put in its place, may take its time; never on a thread that others wait for.
         let new = tokio::task::spawn_blocking(move || read_from(&inside, offset)).await.ok()??;
         self.take(&new)
+    }
+
+    /// The last look, when nobody writes any more, and the task's result: one way to the disk for both.
+    ///
+    /// # Errors
+    /// What is wrong with the result.
+    pub async fn end(&mut self) -> Result<Option<Value>, String> {
+        let (inside, offset) = (Arc::clone(&self.inside), self.offset);
+        let read = tokio::task::spawn_blocking(move || (read_from(&inside, offset), result::read(&inside)));
+        let (new, result) = read.await.unwrap_or_else(|error| (None, Err(format!("the result cannot be read: {error}"))));
+        if let Some(new) = new {
+            self.take(&new);
+        }
+        result
     }
 
     fn take(&mut self, new: &[u8]) -> Option<Progress> {

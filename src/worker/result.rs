@@ -1,11 +1,10 @@
 //! `WINDLASS_RESULT`: what a task gave back, read without trusting it.
 
 use std::io::Read as _;
-use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::prepare::{Inside, RESULT, Workspace};
+use crate::prepare::{Inside, RESULT};
 use crate::task::nesting;
 
 /// Largest result, bytes.
@@ -31,13 +30,6 @@ pub fn read(inside: &Inside) -> Result<Option<Value>, String> {
     let value = serde_json::from_slice(&text).map_err(|e| format!("the result is not valid JSON: {e}"))?;
     nesting::check(&value).map_err(|e| format!("the result {e}"))?;
     Ok(Some(value))
-}
-
-/// Likewise, on a thread that may block: it is the task's file.
-pub(super) async fn read_of(workspace: &Workspace) -> Result<Option<Value>, String> {
-    let inside = Arc::clone(&workspace.inside);
-    let read = tokio::task::spawn_blocking(move || read(&inside));
-    read.await.unwrap_or_else(|error| Err(format!("the result cannot be read: {error}")))
 }
 
 #[cfg(test)]

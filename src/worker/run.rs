@@ -112,13 +112,15 @@ impl Run<'_> {
             Err(Unread::Interrupted(Interrupt::Leave { .. })) => return Ended::Unfinished("the worker is stopping".to_owned()),
             Err(Unread::Interrupted(Interrupt::Lost)) => return Ended::Lost,
         };
-        // A tenth of a second for the largest secrets.
-        let mask = match tokio::task::block_in_place(|| secrets::masker(&values)) {
-            Ok(mask) => mask,
-            Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
-        };
+        if !values.is_empty() {
+            // A tenth of a second for the largest secrets.
+            match tokio::task::block_in_place(|| secrets::masker(&values)) {
+                Ok(mask) => self.mask = mask,
+                Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
+            }
+        }
+        let mask = self.mask.clone();
         let _live = mask.enlist();
-        self.mask = mask.clone();
         match self.go_with(&values, writer, used).await {
             Ended::Said(account) => Ended::Said(Box::new(account.masked(&mask))),
             ended @ (Ended::Unfinished(_) | Ended::Lost) => ended,
@@ -341,7 +343,7 @@ impl Run<'_> {
         self.run.finished_at = Some(Time::now());
         self.run.duration_ms = Some(millis(duration));
         // The last lines may have been written just before the end.
-        running.progress.look().await;
+        let result = running.progress.end().await;
         self.stages.append(&mut running.progress.take_stages());
         self.stages.push(Stage::Finalizing.entered());
         let mut interrupt = self.signals.interrupt.clone();
@@ -372,7 +374,6 @@ impl Run<'_> {
         match stopped {
             Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
             stopped => {
-                let result = super::result::read_of(workspace).await;
                 let exit = Exit { stopped, report: &report, disk, duration };
                 Ended::Said(Box::new(judge(account, recorded, result, &exit, self.plan)))
             }
