@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
+use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
+use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs};
 use crate::task::log_chunk::LogStream;
-use crate::task::{ByteSize, ClassName, Priority, TaskId, Tenant};
+use crate::task::{ClassName, Priority, TaskId, Tenant};
 use crate::wire::Encoding;
 
 /// Workers that pull tasks from NATS JetStream, run them under real limits, and acknowledge only what is durably published.
@@ -130,14 +132,6 @@ pub struct GuardArgs {
     pub command: Vec<std::ffi::OsString>,
 }
 
-/// `windlass init`
-#[derive(Debug, Clone, Args)]
-pub struct InitArgs {
-    /// Print the plan and change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-}
-
 /// Where a new task goes.
 #[derive(Debug, Clone, Args)]
 pub struct Target {
@@ -155,78 +149,6 @@ pub struct Target {
     pub id: Option<TaskId>,
 }
 
-/// `windlass submit`
-#[derive(Debug, Clone, Args)]
-pub struct SubmitArgs {
-    /// The file; - for stdin
-    pub file: PathBuf,
-    /// Where it goes.
-    #[command(flatten)]
-    pub target: Target,
-    /// How assignments are written to the queue: json or msgpack
-    #[arg(long, default_value = "json", value_parser = encoding)]
-    pub encoding: Encoding,
-    /// Wait until all are over; exit with the task's own code, or 1 when one of several failed
-    #[arg(long)]
-    pub wait: bool,
-    /// Wait no longer than this many seconds, then exit with 124
-    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = positive)]
-    pub wait_timeout: Option<f64>,
-}
-
-/// `windlass run`
-#[derive(Debug, Clone, Args)]
-pub struct RunArgs {
-    /// Where it goes.
-    #[command(flatten)]
-    pub target: Target,
-    /// Time limit of the task in seconds [default: the class's]
-    #[arg(long, value_name = "SECONDS", value_parser = positive)]
-    pub timeout: Option<f64>,
-    /// Seconds between SIGTERM and SIGKILL [default: the class's]
-    #[arg(long, value_name = "SECONDS")]
-    pub grace: Option<f64>,
-    /// CPUs' worth of time, such as 0.5
-    #[arg(long, value_parser = positive)]
-    pub cpus: Option<f64>,
-    /// Memory, such as 512MiB
-    #[arg(long)]
-    pub memory: Option<ByteSize>,
-    /// Processes and threads
-    #[arg(long)]
-    pub pids: Option<u64>,
-    /// Set a variable of its environment
-    #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
-    pub env: Vec<(String, String)>,
-    /// Run this bash script; what follows are its arguments $1 ...
-    #[arg(long, value_name = "SCRIPT")]
-    pub bash: Option<String>,
-    /// Give it the text of this file on standard input; - for our own
-    #[arg(long, value_name = "FILE")]
-    pub stdin: Option<PathBuf>,
-    /// Directory to run in [default: a fresh one]
-    #[arg(short = 'C', long, value_name = "DIR")]
-    pub working_dir: Option<String>,
-    /// A name for people
-    #[arg(long)]
-    pub name: Option<String>,
-    /// A label, repeated in every event
-    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
-    pub label: Vec<(String, String)>,
-    /// Attempts in all
-    #[arg(long, value_name = "ATTEMPTS", value_parser = clap::value_parser!(u32).range(1..))]
-    pub retry: Option<u32>,
-    /// Try again after this outcome or reason, such as failure or oom_killed
-    #[arg(long, value_name = "OUTCOME|REASON")]
-    pub retry_on: Vec<String>,
-    /// Say nothing but the task's own output
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// The program and its arguments
-    #[arg(required_unless_present = "bash", trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
-}
-
 /// Names a task.
 #[derive(Debug, Clone, Args)]
 pub struct Named {
@@ -237,117 +159,19 @@ pub struct Named {
     pub tenant: Option<Tenant>,
 }
 
-/// `windlass status`
-#[derive(Debug, Clone, Args)]
-pub struct StatusArgs {
-    /// Which task.
-    #[command(flatten)]
-    pub task: Named,
-}
-
-/// `windlass logs`
-#[derive(Debug, Clone, Args)]
-pub struct LogsArgs {
-    /// Which task.
-    #[command(flatten)]
-    pub task: Named,
-    /// Follow the output until the task is over
-    #[arg(short, long)]
-    pub follow: bool,
-    /// Only this stream, written to stdout: stdout, stderr or system
-    #[arg(long, value_parser = log_stream)]
-    pub stream: Option<LogStream>,
-    /// The output of this attempt [default: the last]
-    #[arg(long, conflicts_with = "follow")]
-    pub attempt: Option<u32>,
-}
-
-/// `windlass events`
-#[derive(Debug, Clone, Args)]
-pub struct EventsArgs {
-    /// Only of this task
-    pub id: Option<TaskId>,
-    /// Only of this tenant
-    #[arg(long)]
-    pub tenant: Option<Tenant>,
-    /// Follow: of one task until it is over, of all what comes from now on
-    #[arg(short, long)]
-    pub follow: bool,
-    /// With --follow of all: begin with the oldest event that is kept
-    #[arg(long, requires = "follow")]
-    pub from_start: bool,
-}
-
-/// `windlass cancel`
-#[derive(Debug, Clone, Args)]
-pub struct CancelArgs {
-    /// Which task.
-    #[command(flatten)]
-    pub task: Named,
-    /// Why, for people
-    #[arg(long)]
-    pub reason: Option<String>,
-    /// Wait until the task is over
-    #[arg(long)]
-    pub wait: bool,
-    /// Wait no longer than this many seconds, then exit with 124
-    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = positive)]
-    pub wait_timeout: Option<f64>,
-}
-
-/// `windlass dead …`
-#[derive(Debug, Clone, Subcommand)]
-pub enum DeadAction {
-    /// List them, oldest first
-    List {
-        /// Only of this class
-        #[arg(long)]
-        class: Option<ClassName>,
-        /// Only of this tenant
-        #[arg(long)]
-        tenant: Option<Tenant>,
-    },
-    /// Show one with its payload
-    Show {
-        /// Its number, from `dead list`
-        sequence: u64,
-        /// Write only the payload, byte for byte
-        #[arg(long)]
-        raw: bool,
-    },
-    /// Queue one again, as a new task: an id is used up by its first life
-    Requeue {
-        /// Its number, from `dead list`
-        sequence: u64,
-        /// The new task's id [default: a new UUIDv7]
-        #[arg(long)]
-        id: Option<TaskId>,
-    },
-}
-
-/// `windlass schema`
-#[derive(Debug, Clone, Args)]
-pub struct SchemaArgs {
-    /// Where to
-    pub dir: PathBuf,
-    /// Write nothing; fail when a file is not what would be written
-    #[arg(long)]
-    pub check: bool,
-}
-
-fn positive(text: &str) -> Result<f64, String> {
+pub(super) fn positive(text: &str) -> Result<f64, String> {
     let number: f64 = text.parse().map_err(|_| "not a number".to_owned())?;
     if number > 0.0 && number < 1e9 { Ok(number) } else { Err("must be more than 0".to_owned()) }
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         Some(_) | None => Err("write NAME=VALUE".to_owned()),
     }
 }
 
-fn encoding(text: &str) -> Result<Encoding, String> {
+pub(super) fn encoding(text: &str) -> Result<Encoding, String> {
     match text {
         "json" => Ok(Encoding::Json),
         "msgpack" => Ok(Encoding::Msgpack),
@@ -355,7 +179,7 @@ fn encoding(text: &str) -> Result<Encoding, String> {
     }
 }
 
-fn log_stream(text: &str) -> Result<LogStream, String> {
+pub(super) fn log_stream(text: &str) -> Result<LogStream, String> {
     LogStream::ALL.into_iter().find(|s| s.as_str() == text).ok_or_else(|| "write stdout, stderr or system".to_owned())
 }
 

@@ -1,13 +1,31 @@
 //! `windlass cancel`: asks whoever has a task to stop it.
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::CancelArgs;
+use super::args::{Named, positive};
 use super::follow::{Interrupts, Seen, Watch, after};
 use super::status::Found;
 use super::{Exit, Failed, Global, Output, render};
 use crate::task::Event;
 use crate::task::chain::RunState;
+
+/// `windlass cancel`
+#[derive(Debug, Clone, Args)]
+pub struct CancelArgs {
+    /// Which task.
+    #[command(flatten)]
+    pub task: Named,
+    /// Why, for people
+    #[arg(long)]
+    pub reason: Option<String>,
+    /// Wait until the task is over
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this many seconds, then exit with 124
+    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = positive)]
+    pub wait_timeout: Option<f64>,
+}
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, args: &CancelArgs, output: &mut Output) -> Result<Exit, Failed> {

@@ -1,17 +1,47 @@
 //! `windlass dead`: what could not become a task, with the evidence.
 
+use clap::Subcommand;
 use serde_json::{Value, json};
 
-use super::args::DeadAction;
 use super::output::{Style, Table};
 use super::{Exit, Failed, Global, Output, render};
 use crate::bus::Bus;
 use crate::bus::dead::DeadLetter;
-use crate::task::TaskId;
+use crate::task::{ClassName, TaskId, Tenant};
 use crate::wire::Encoding;
 
 /// Payload that is shown to people; `--raw` has all.
 const SHOWN: usize = 64 * 1024;
+
+/// `windlass dead …`
+#[derive(Debug, Clone, Subcommand)]
+pub enum DeadAction {
+    /// List them, oldest first
+    List {
+        /// Only of this class
+        #[arg(long)]
+        class: Option<ClassName>,
+        /// Only of this tenant
+        #[arg(long)]
+        tenant: Option<Tenant>,
+    },
+    /// Show one with its payload
+    Show {
+        /// Its number, from `dead list`
+        sequence: u64,
+        /// Write only the payload, byte for byte
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Queue one again, as a new task: an id is used up by its first life
+    Requeue {
+        /// Its number, from `dead list`
+        sequence: u64,
+        /// The new task's id [default: a new UUIDv7]
+        #[arg(long)]
+        id: Option<TaskId>,
+    },
+}
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, action: DeadAction, output: &mut Output) -> Result<Exit, Failed> {

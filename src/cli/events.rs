@@ -1,12 +1,29 @@
 //! `windlass events`: what happened, as it is stored.
 
+use clap::Args;
 use futures_util::StreamExt as _;
 use serde_json::json;
 
-use super::args::EventsArgs;
 use super::follow::Interrupts;
 use super::{Exit, Failed, Global, Output, render};
 use crate::bus::read::{EventFilter, From, ReadEvent};
+use crate::task::{TaskId, Tenant};
+
+/// `windlass events`
+#[derive(Debug, Clone, Args)]
+pub struct EventsArgs {
+    /// Only of this task
+    pub id: Option<TaskId>,
+    /// Only of this tenant
+    #[arg(long)]
+    pub tenant: Option<Tenant>,
+    /// Follow: of one task until it is over, of all what comes from now on
+    #[arg(short, long)]
+    pub follow: bool,
+    /// With --follow of all: begin with the oldest event that is kept
+    #[arg(long, requires = "follow")]
+    pub from_start: bool,
+}
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, args: &EventsArgs, output: &mut Output) -> Result<Exit, Failed> {

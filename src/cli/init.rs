@@ -1,11 +1,19 @@
 //! `windlass init`: streams and consumers, planned, shown and applied; nothing is destroyed.
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::InitArgs;
 use super::output::{Style, Table};
 use super::{Exit, Failed, Global, Output};
 use crate::bus::provision::{self, Action, Change};
+
+/// `windlass init`
+#[derive(Debug, Clone, Args)]
+pub struct InitArgs {
+    /// Print the plan and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+}
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, args: &InitArgs, output: &mut Output) -> Result<Exit, Failed> {

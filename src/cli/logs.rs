@@ -1,8 +1,9 @@
 //! `windlass logs`: a task's output as its manifest says it is.
 
+use clap::Args;
 use futures_util::StreamExt as _;
 
-use super::args::LogsArgs;
+use super::args::{Named, log_stream};
 use super::assembly::Piece;
 use super::follow::{Interrupts, Outputs, Seen, Watch};
 use super::status::Found;
@@ -12,6 +13,23 @@ use crate::bus::read::{EventFilter, From};
 use crate::task::EventKind;
 use crate::task::event::Manifest;
 use crate::task::log_chunk::LogStream;
+
+/// `windlass logs`
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// Which task.
+    #[command(flatten)]
+    pub task: Named,
+    /// Follow the output until the task is over
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only this stream, written to stdout: stdout, stderr or system
+    #[arg(long, value_parser = log_stream)]
+    pub stream: Option<LogStream>,
+    /// The output of this attempt [default: the last]
+    #[arg(long, conflicts_with = "follow")]
+    pub attempt: Option<u32>,
+}
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, args: &LogsArgs, output: &mut Output) -> Result<Exit, Failed> {

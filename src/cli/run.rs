@@ -1,10 +1,12 @@
 //! `windlass run`: one command on the fleet as if it ran here: its output live, byte for byte, and its exit code.
 
+use clap::Args;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 
-use super::args::RunArgs;
+use super::args::{Target, pair, positive};
 use super::follow::{Interrupts, Seen, Watch};
 use super::output::visible;
 use super::submit::Ready;
@@ -13,11 +15,64 @@ use crate::bus::Bus;
 use crate::bus::read::ReadEvent;
 use crate::task::assignment::RetryOn;
 use crate::task::log_chunk::LogStream;
-use crate::task::{Event, EventKind, Outcome, Reason};
+use crate::task::{ByteSize, Event, EventKind, Outcome, Reason};
 use crate::wire::Encoding;
 
 /// How long a task may stay in the queue before we say so.
 const UNCLAIMED: Duration = Duration::from_secs(5);
+
+/// `windlass run`
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Where it goes.
+    #[command(flatten)]
+    pub target: Target,
+    /// Time limit of the task in seconds [default: the class's]
+    #[arg(long, value_name = "SECONDS", value_parser = positive)]
+    pub timeout: Option<f64>,
+    /// Seconds between SIGTERM and SIGKILL [default: the class's]
+    #[arg(long, value_name = "SECONDS")]
+    pub grace: Option<f64>,
+    /// CPUs' worth of time, such as 0.5
+    #[arg(long, value_parser = positive)]
+    pub cpus: Option<f64>,
+    /// Memory, such as 512MiB
+    #[arg(long)]
+    pub memory: Option<ByteSize>,
+    /// Processes and threads
+    #[arg(long)]
+    pub pids: Option<u64>,
+    /// Set a variable of its environment
+    #[arg(short, long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub env: Vec<(String, String)>,
+    /// Run this bash script; what follows are its arguments $1 ...
+    #[arg(long, value_name = "SCRIPT")]
+    pub bash: Option<String>,
+    /// Give it the text of this file on standard input; - for our own
+    #[arg(long, value_name = "FILE")]
+    pub stdin: Option<PathBuf>,
+    /// Directory to run in [default: a fresh one]
+    #[arg(short = 'C', long, value_name = "DIR")]
+    pub working_dir: Option<String>,
+    /// A name for people
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A label, repeated in every event
+    #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
+    pub label: Vec<(String, String)>,
+    /// Attempts in all
+    #[arg(long, value_name = "ATTEMPTS", value_parser = clap::value_parser!(u32).range(1..))]
+    pub retry: Option<u32>,
+    /// Try again after this outcome or reason, such as failure or oom_killed
+    #[arg(long, value_name = "OUTCOME|REASON")]
+    pub retry_on: Vec<String>,
+    /// Say nothing but the task's own output
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// The program and its arguments
+    #[arg(required_unless_present = "bash", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, args: &RunArgs, output: &mut Output) -> Result<Exit, Failed> {

@@ -1,8 +1,19 @@
 //! `windlass schema` (hidden): the JSON Schemas, written, or compared with what is there.
 
-use super::args::SchemaArgs;
 use super::{Exit, Failed, Output};
 use crate::wire::schema;
+use clap::Args;
+use std::path::PathBuf;
+
+/// `windlass schema`
+#[derive(Debug, Clone, Args)]
+pub struct SchemaArgs {
+    /// Where to
+    pub dir: PathBuf,
+    /// Write nothing; fail when a file is not what would be written
+    #[arg(long)]
+    pub check: bool,
+}
 
 /// Runs the verb.
 pub(super) fn run(args: &SchemaArgs, output: &Output) -> Result<Exit, Failed> {

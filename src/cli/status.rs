@@ -1,8 +1,9 @@
 //! `windlass status`: where a task stands, from the last event of its chain and the queue.
 
+use clap::Args;
 use serde_json::json;
 
-use super::args::{Named, StatusArgs};
+use super::args::Named;
 use super::output::{Style, Table};
 use super::{Exit, Failed, Global, Output, render};
 use crate::bus::Bus;
@@ -47,6 +48,14 @@ impl Found {
     pub(super) fn state(&self) -> RunState {
         self.head.as_ref().map_or(RunState::Pending, |head| RunState::of_last(&head.event))
     }
+}
+
+/// `windlass status`
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Which task.
+    #[command(flatten)]
+    pub task: Named,
 }
 
 /// Runs the verb.

@@ -3,16 +3,17 @@
 //! All are checked before any is queued, by the types that a worker reads them with: a mistake in line 90 does not
 //! leave 89 tasks behind. Mistakes name line and path.
 
+use clap::Args;
 use std::collections::BTreeSet;
 use std::io::Read as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::args::{SubmitArgs, Target};
+use super::args::{Target, encoding, positive};
 use super::follow::{Interrupts, after};
 use super::output::{Style, Table};
 use super::{Exit, Failed, Global, Output, render};
@@ -182,6 +183,25 @@ fn ready(text: &[u8], args: &SubmitArgs) -> Result<Vec<Ready>, Failed> {
         }
     }
     if mistakes.is_empty() { Ok(all) } else { Err(Failed::new(Exit::Usage, mistakes.join("\n")).hint("nothing was queued")) }
+}
+
+/// `windlass submit`
+#[derive(Debug, Clone, Args)]
+pub struct SubmitArgs {
+    /// The file; - for stdin
+    pub file: PathBuf,
+    /// Where it goes.
+    #[command(flatten)]
+    pub target: Target,
+    /// How assignments are written to the queue: json or msgpack
+    #[arg(long, default_value = "json", value_parser = encoding)]
+    pub encoding: Encoding,
+    /// Wait until all are over; exit with the task's own code, or 1 when one of several failed
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait no longer than this many seconds, then exit with 124
+    #[arg(long, value_name = "SECONDS", requires = "wait", value_parser = positive)]
+    pub wait_timeout: Option<f64>,
 }
 
 /// Runs the verb.

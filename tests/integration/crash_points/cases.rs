@@ -202,7 +202,9 @@ pub fn case(point: Point) -> Case {
         Point::ChunksConfirmed => Case::of(2, ORPHANS),
         Point::EndKept => Case::of(2, "another host: the next attempt, and the kept event is refused when the first host is back"),
         Point::EndStored => Case::of(1, OVER),
-        Point::WorkspaceRemoval => Case::of(1, "finds the end stored: acknowledges, runs nothing; the host's next worker removes the directory"),
+        Point::WorkspaceRemoval => {
+            Case::of(1, "finds the end stored: acknowledges, runs nothing; the host's next worker removes the directory")
+        }
         Point::Committed => Case::of(1, OVER),
         Point::AckSent => Case::of(1, "finds nothing queued"),
         Point::RetryStored => Case::of(2, "finds the retry: waits for its time, the next attempt").work(FailsOnce),
