@@ -1,6 +1,8 @@
 //! Presence of workers, for people: a key that is written anew every few seconds and goes away by itself.
 //! Also the lock of the sweeper, which lives in the same bucket and expires in the same way.
 
+use std::collections::BTreeMap;
+
 use async_nats::HeaderMap;
 use serde::{Deserialize, Serialize};
 
@@ -42,6 +44,22 @@ impl Bus {
         let subject = self.subjects().worker_key(presence.worker_id.as_str());
         let body = serde_json::to_vec(presence).map_err(|e| BusError::Unreadable { what: subject.clone(), text: e.to_string() })?;
         self.store(subject, HeaderMap::new(), body.into()).await.map(|_| ())
+    }
+
+    /// What the workers of the fleet said of themselves last, by name. Those that are gone stay for some 20 seconds.
+    ///
+    /// # Errors
+    /// When the server does not answer, or the bucket is not there.
+    pub async fn workers(&self) -> Result<Vec<Presence>, BusError> {
+        let mut told = BTreeMap::new();
+        let mut tail = self.tail(&self.subjects().workers_stream(), &self.subjects().worker_key(">"), 1, false).await?;
+        while let Some(message) = tail.next().await? {
+            // The bucket also holds what is no worker, under keys that begin with `_`.
+            if let Ok(presence) = serde_json::from_slice::<Presence>(&message.payload) {
+                told.insert(presence.worker_id.clone(), presence);
+            }
+        }
+        Ok(told.into_values().collect())
     }
 
     /// Tries to become, or stay, the one that sweeps: `held` is the sequence of the lock that the caller wrote last.
