@@ -29,6 +29,7 @@ mod schedule;
 mod signals;
 pub(crate) mod story;
 pub(crate) mod sweeper;
+mod taken;
 
 pub use instance::{Instance, InstanceError};
 

@@ -7,16 +7,17 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tracing::{Instrument as _, Span};
+use tracing::Instrument as _;
 
 use super::Shared;
 use super::capacity::{Need, Permit};
 use super::drive::Claimed;
 use super::story::Story;
+use super::taken::{Running, span};
 use crate::bus::BusError;
 use crate::bus::chain::{ChainEnd, ChainWriter, Head};
 use crate::bus::control::{CancelRequest, CancelWatch};
@@ -30,7 +31,7 @@ use crate::report::{AllChunksConfirmed, Receipt};
 use crate::retry::Delays;
 use crate::task::{ClassName, Reason, TaskId, Tenant};
 use crate::telemetry::metrics::{self, Lost, Publication};
-use crate::telemetry::{TaskSpan, causes, record_attempt};
+use crate::telemetry::{causes, record_attempt};
 use crate::wire::event::Encoded;
 
 /// What becomes of the message.
@@ -76,35 +77,6 @@ pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit
         end.end(lease).await;
     };
     Box::pin(take).instrument(span).await;
-}
-
-/// What every line about the delivery carries.
-fn span(decoded: &Result<Task, Poison>) -> Span {
-    let named = match decoded {
-        Ok(task) => Some((&task.tenant, &task.task_id, &task.class, task.assignment.workflow_id.as_deref())),
-        Err(poison) => poison.names.as_ref().map(|(tenant, task_id, class)| (tenant, task_id, class, None)),
-    };
-    named.map_or_else(Span::none, |(tenant, task_id, class, workflow_id)| {
-        TaskSpan { task_id: task_id.as_str(), tenant: tenant.as_str(), class: class.as_str(), workflow_id }.span()
-    })
-}
-
-/// A delivery counts as being taken to its end while this lives.
-struct Running<'a>(&'a Shared, &'a ClassName);
-
-impl<'a> Running<'a> {
-    fn begin(shared: &'a Shared, class: &'a ClassName) -> Self {
-        shared.running.fetch_add(1, Ordering::Relaxed);
-        metrics::note(|m| m.running(class, 1));
-        Self(shared, class)
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        self.0.running.fetch_sub(1, Ordering::Relaxed);
-        metrics::note(|m| m.running(self.1, -1));
-    }
 }
 
 /// Gives back a delivery that nobody waits for any more, unless its task runs on a later one by now: handed out again, it
