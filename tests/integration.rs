@@ -55,6 +55,8 @@ mod native;
 mod network;
 #[path = "integration/output.rs"]
 mod output;
+#[path = "integration/plan.rs"]
+mod plan;
 #[path = "integration/power.rs"]
 mod power;
 #[path = "integration/python.rs"]

@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
 use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
-use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs};
+use super::{plan::PlanArgs, schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
 use crate::wire::Encoding;
@@ -42,6 +42,9 @@ pub struct Global {
     /// Tables for people, or JSON for programs
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
+    /// Which of these options a variable gave.
+    #[arg(skip)]
+    pub by_environment: Vec<&'static str>,
 }
 
 /// What to do.
@@ -72,6 +75,8 @@ pub enum Operation {
     Init(InitArgs),
     /// Queue assignments from a file: one JSON object, an array, or one object a line
     Submit(Box<SubmitArgs>),
+    /// Say what would run, and who decided it, or why it would be refused; runs and queues nothing
+    Plan(Box<PlanArgs>),
     /// Run a command on the fleet, show its output live, and exit with its code
     Run(Box<RunArgs>),
     /// Show where a task stands

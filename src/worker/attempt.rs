@@ -24,7 +24,7 @@ use crate::claim::{Attempt, Decision, Ending, Letter, Situation, decide, is_stal
 use crate::crash::{self, Point};
 use crate::intake::lease::lease_end;
 use crate::intake::{self, Lease, Poison, Task};
-use crate::plan::{self, Plan, Rejection};
+use crate::plan::{self, Plan, Policy, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
 use crate::retry::Delays;
 use crate::task::{Reason, TaskId, Tenant};
@@ -93,8 +93,8 @@ fn situation<'a>(
 
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
     crash::point(Point::Decoded);
-    let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
-    let plan = plan::plan(task, class, &shared.config.tenant(&task.tenant), shared.enforced);
+    let Some(policy) = Policy::of(&shared.config, task, shared.enforced) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
+    let plan = plan::plan(task, &policy);
     // Listen first, then read what is stored: so no request is missed.
     let mut cancel = shared.cancels.watch(&task.tenant, &task.task_id);
     if let Some(end) = first_delivery(shared, lease, task, &plan, permit, &mut cancel).await {
@@ -132,7 +132,7 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         }
         (Decision::NotYet(wait), _) => LeaseEnd::GiveBack(wait),
         (Decision::End(ending), plan) => {
-            let max_attempts = plan.map_or(0, |p| p.max_attempts);
+            let max_attempts = plan.map_or(0, |p| p.max_attempts.value);
             let story = Story::new(&shared.instance.info, task, lease.delivery(), ending.attempts, max_attempts);
             end_unrun(shared, lease.delivery(), writer(shared, task, head.as_ref()), &story, &ending).await
         }
@@ -190,7 +190,7 @@ async fn first_delivery(
 }
 
 fn need(plan: &Plan) -> Need {
-    Need::new(plan.limits.cpus, plan.limits.memory_bytes)
+    Need::new(plan.bounds.cpus.value, plan.bounds.memory.value.bytes())
 }
 
 fn writer(shared: &Shared, task: &Task, head: Option<&Head>) -> ChainWriter {
@@ -215,7 +215,7 @@ async fn start(
         tracing::debug!(task_id = %task.task_id, ?need, "does not fit here now, given back");
         return Some(LeaseEnd::GiveBack(delay));
     }
-    let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts);
+    let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts.value);
     let claimed =
         Claimed { shared, lease, task, plan, story: &story, attempt: number, traceparent: lease.delivery().header("traceparent") };
     claimed.claim_and_drive(writer(shared, task, head), cancel).await
@@ -288,8 +288,7 @@ async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, poison: Poison) 
     };
     let story = Story::of_poison(&shared.instance.info, (&tenant, &task_id, &class), delivery, attempts);
     let mut writer = ChainWriter::after(shared.bus.clone(), tenant, task_id, shared.config.events.encoding, head.as_ref());
-    let hint = Some("publish a corrected assignment under a new task_id; the dead letter has this one");
-    let encoded = writer.encode(|link| story.not_run(Reason::InvalidAssignment, &poison.error, hint, link));
+    let encoded = writer.encode(|link| story.not_run(Reason::InvalidAssignment, &poison.error, Some(Poison::HINT), link));
     append_end(&mut writer, encoded, None).await
 }
 
