@@ -14,6 +14,7 @@ use crate::config::{self as configuration, Config, ConfigError, Origin};
 mod args;
 mod assembly;
 mod cancel;
+mod config;
 mod dead;
 mod events;
 mod exit;
@@ -26,6 +27,7 @@ mod plan;
 mod render;
 mod run;
 mod schema;
+mod shell;
 mod status;
 mod submit;
 mod terminal;
@@ -188,6 +190,9 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Events(args) => Box::pin(events::run(global, &args, output)).await,
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,
         Operation::Dead { action } => dead::run(global, action, output).await,
+        Operation::Config { action } => config::run(global, &action, output),
         Operation::Schema(args) => schema::run(&args, output),
+        Operation::Completions(args) => shell::completions(&args, output),
+        Operation::Man(args) => shell::man(&args, output),
     }
 }

@@ -16,12 +16,14 @@ use crate::wire::Encoding;
 
 mod load;
 mod origins;
+mod reference;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 pub use load::{ConfigError, DEFAULTS, environment, load, load_text};
 pub use origins::{Origin, Origins};
+pub use reference::reference;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -117,7 +119,7 @@ pub struct Worker {
 pub struct Capacity {
     /// Tasks at one time over all classes; 0: twice the CPUs.
     pub slots: u32,
-    /// CPUs to give out; 0: all of the machine.
+    /// CPUs to give out; 0: twice those of the machine.
     pub cpus: f64,
     /// Memory to give out; 0: nine tenths of the machine's.
     pub memory: ByteSize,

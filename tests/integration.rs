@@ -61,6 +61,8 @@ mod plan;
 mod power;
 #[path = "integration/python.rs"]
 mod python;
+#[path = "integration/reference.rs"]
+mod reference;
 #[path = "integration/results.rs"]
 mod results;
 #[path = "integration/retry.rs"]

@@ -53,11 +53,11 @@ fn is_msgpack(bytes: &[u8]) -> bool {
 
 fn msgpack(bytes: &[u8]) -> Result<Vec<Entry>, String> {
     let values = Encoding::msgpack_values(bytes).map_err(|e| format!("not MessagePack: {e}"))?;
-    let numbered = values.into_iter().flat_map(|value| match value {
-        Value::Array(values) => values,
-        value => vec![value],
-    });
-    Ok(numbered.enumerate().map(|(at, value)| Entry { line: at + 1, value }).collect())
+    let mut all = Vec::new();
+    for value in values {
+        if let Value::Array(values) = value { all.extend(values) } else { all.push(value) }
+    }
+    Ok(all.into_iter().enumerate().map(|(at, value)| Entry { line: at + 1, value }).collect())
 }
 
 fn json(text: &[u8]) -> Result<Vec<Entry>, String> {

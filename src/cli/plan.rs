@@ -43,6 +43,7 @@ struct Told {
     class: Value,
     priority: crate::task::Priority,
     accepted: bool,
+    fits: Option<bool>,
     not_before: Option<Time>,
     plan: Option<Value>,
     refusal: Option<Value>,
@@ -85,11 +86,13 @@ pub(super) fn dry_run(global: &Global, file: &Path, target: &Target, encoding: E
 }
 
 fn told(line: usize, value: &Value, target: &Target, verdict: &Verdict) -> Told {
-    let (not_before, plan, refusal) = match verdict {
-        Verdict::Run { task, plan, waits } => (task.assignment.not_before.filter(|_| *waits), Some(in_json(task, plan)), None),
+    let (fits, not_before, plan, refusal) = match verdict {
+        Verdict::Run { task, plan, waits, fits } => {
+            (Some(*fits), task.assignment.not_before.filter(|_| *waits), Some(in_json(task, plan)), None)
+        }
         Verdict::Refused(Refusal { reason, error, hint }) => {
             let outcome = reason.map(crate::task::Reason::outcome);
-            (None, None, Some(json!({"reason": reason, "outcome": outcome, "error": error, "hint": hint})))
+            (None, None, None, Some(json!({"reason": reason, "outcome": outcome, "error": error, "hint": hint})))
         }
     };
     let of = |key: &str| value.get(key).cloned().unwrap_or_default();
@@ -100,6 +103,7 @@ fn told(line: usize, value: &Value, target: &Target, verdict: &Verdict) -> Told 
         class: of("class"),
         priority: target.priority,
         accepted: plan.is_some(),
+        fits,
         not_before,
         plan,
         refusal,
@@ -176,10 +180,11 @@ fn table(value: &Value, target: &Target, verdict: &Verdict) -> Table {
     rows.0.pair("task", Some(place));
     match verdict {
         Verdict::Refused(refusal) => rows.refused(refusal),
-        Verdict::Run { task, plan, waits } => {
+        Verdict::Run { task, plan, waits, fits } => {
             let not_before = task.assignment.not_before.filter(|_| *waits);
-            let text = not_before.map_or_else(|| "yes".to_owned(), |time| format!("yes, not before {time}"));
-            rows.0.row(vec![("would run".to_owned(), Style::Dim), (text, Style::Green)]);
+            let when = not_before.map_or_else(|| "yes".to_owned(), |time| format!("yes, not before {time}"));
+            let (place, style) = if *fits { ("", Style::Green) } else { (", by a worker that gives out more: [capacity]", Style::Yellow) };
+            rows.0.row(vec![("would run".to_owned(), Style::Dim), (format!("{when}{place}"), style)]);
             rows.what(task, plan);
             rows.how_much(task, plan);
             rows.how_often(task, plan);

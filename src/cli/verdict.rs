@@ -14,6 +14,7 @@ use crate::intake::{self, Poison, Task};
 use crate::plan::{Plan, Policy, plan};
 use crate::task::{ClassName, Reason, TaskId, Tenant, Time};
 use crate::wire::Encoding;
+use crate::worker::capacity::{Capacity, Machine, Need};
 
 /// Tenant and class of an assignment that names none.
 pub(super) const DEFAULT_TENANT: &str = "default";
@@ -30,6 +31,8 @@ pub(super) enum Verdict {
         plan: Box<Plan>,
         /// It waits for its `not_before`.
         waits: bool,
+        /// It is not larger than all that the configuration lets a worker give out; what depends on the machine is not known.
+        fits: bool,
     },
     /// A worker would end it unrun, or nobody of this configuration would take it.
     Refused(Refusal),
@@ -106,7 +109,8 @@ pub(super) fn judge(message: &Message, config: &Config, subjects: &Subjects, now
         (_, Err(rejection)) => Verdict::refused(rejection.reason, rejection.error, Some(rejection.hint)),
         (decision, Ok(plan)) => {
             let waits = matches!(decision, Decision::NotYet(_));
-            Verdict::Run { task: Box::new(task), plan: Box::new(plan), waits }
+            let fits = Capacity::new(config, Machine::boundless()).could_hold(Need::of(&plan));
+            Verdict::Run { task: Box::new(task), plan: Box::new(plan), waits, fits }
         }
     }
 }
@@ -149,11 +153,12 @@ mod tests {
 
     #[test]
     fn what_is_missing_is_filled_in() {
-        let Verdict::Run { task, plan, waits } = judged(json!({"execution": {"runtime": "native", "command": ["true"]}}), &target(), "")
+        let Verdict::Run { task, plan, waits, fits } =
+            judged(json!({"execution": {"runtime": "native", "command": ["true"]}}), &target(), "")
         else {
             panic!("refused")
         };
-        assert_eq!((task.tenant.as_str(), task.class.as_str(), waits), ("default", "cpu_short", false));
+        assert_eq!((task.tenant.as_str(), task.class.as_str(), waits, fits), ("default", "cpu_short", false, true));
         assert_eq!(plan.bounds.cpus.from, Source::Default);
     }
 
@@ -172,6 +177,15 @@ mod tests {
             let Verdict::Refused(refusal) = judged(value, &target, "") else { panic!("{error} is not refused") };
             assert_eq!(refusal.reason, reason, "{error}");
             assert!(refusal.error.contains(error), "{}", refusal.error);
+        }
+    }
+
+    #[test]
+    fn a_task_may_be_larger_than_any_worker() {
+        let value = json!({"execution": {"runtime": "native", "command": ["true"], "resources": {"memory": "2GiB"}}});
+        for (capacity, expected) in [("[capacity]\nmemory = \"1GiB\"\n", false), ("[capacity]\nmemory = \"2GiB\"\n", true), ("", true)] {
+            let Verdict::Run { fits, .. } = judged(value.clone(), &target(), capacity) else { panic!("refused") };
+            assert_eq!(fits, expected, "{capacity:?}");
         }
     }
 

@@ -180,17 +180,13 @@ async fn first_delivery(
     let stored = stored.or_else(|| cancel.heard());
     match decide(&situation(shared, lease, task, plan, None, stored.as_ref())) {
         // What does not fit is looked at more closely before it is given back: a late delivery may be another worker's by now.
-        Decision::Start(number) if permit.resize(need(accepted)) => {
+        Decision::Start(number) if permit.resize(Need::of(accepted)) => {
             start(shared, lease, task, accepted, number, None, permit, cancel).await
         }
         Decision::Start(_) | Decision::AlreadyOver(..) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
             None
         }
     }
-}
-
-fn need(plan: &Plan) -> Need {
-    Need::new(plan.bounds.cpus.value, plan.bounds.memory.value.bytes())
 }
 
 fn writer(shared: &Shared, task: &Task, head: Option<&Head>) -> ChainWriter {
@@ -209,7 +205,7 @@ async fn start(
     permit: &mut Permit,
     cancel: &mut CancelWatch,
 ) -> Option<LeaseEnd> {
-    let need = need(plan);
+    let need = Need::of(plan);
     if !permit.resize(need) {
         let delay = if shared.capacity.could_hold(need) { shared.shed_delay() } else { shared.shed_delay() * 5 };
         tracing::debug!(task_id = %task.task_id, ?need, "does not fit here now, given back");

@@ -310,5 +310,10 @@ async fn what_decides_is_the_configuration_that_is_named() {
     assert_eq!(plan_of(body.as_bytes(), &[]).await.status.code(), Some(1));
     let output = plan_of(body.as_bytes(), &["--config", config.to_str().unwrap()]).await;
     assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(json_lines(&output)[0]["plan"]["limits"]["cpus"], json!({"value": 2.0, "from": "class"}));
+    let told = json_lines(&output);
+    assert_eq!(told[0]["plan"]["limits"]["cpus"], json!({"value": 2.0, "from": "class"}));
+    assert_eq!(told[0]["fits"], true);
+    std::fs::write(&config, "[capacity]\nmemory = \"64GiB\"\n[classes.cpu_short]\nmax_memory = \"2TiB\"\n").unwrap();
+    let output = plan_of(body.as_bytes(), &["--config", config.to_str().unwrap()]).await;
+    assert_eq!((output.status.code(), &json_lines(&output)[0]["fits"]), (Some(0), &json!(false)), "no such worker could ever take it");
 }
