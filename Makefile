@@ -56,11 +56,11 @@ fuzz: ## fuzzing, FUZZ_SECONDS=300 for each target
 fuzz-short:
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10
 
-lint: ## formatting, lints, and schemas that are not what the types say
+lint: ## formatting, lints, and schemas and references that are not what the types say
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked $(CRASH_POINTS) --all-targets -- -D warnings
 	$(CARGO) clippy --locked --lib --bins -- -D warnings
-	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --check schemas
+	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --check .
 
 bench: nats ## the figures of docs/performance.md, on this machine
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" $(CARGO) bench --locked --bench performance
@@ -68,8 +68,8 @@ bench: nats ## the figures of docs/performance.md, on this machine
 model: ## the protocol explored within larger bounds than `make test` does
 	WINDLASS_MODEL=long $(CARGO) test --locked --lib model:: -- --nocapture --test-threads=2
 
-schemas: ## write schemas/ from the types
-	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema schemas
+schemas: ## write schemas/ and docs/configuration.md from the types
+	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --write .
 
 nats:
 	@deploy/fetch-nats.sh >/dev/null

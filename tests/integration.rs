@@ -59,10 +59,14 @@ mod native;
 mod network;
 #[path = "integration/output.rs"]
 mod output;
+#[path = "integration/plan.rs"]
+mod plan;
 #[path = "integration/power.rs"]
 mod power;
 #[path = "integration/python.rs"]
 mod python;
+#[path = "integration/reference.rs"]
+mod reference;
 #[path = "integration/results.rs"]
 mod results;
 #[path = "integration/retry.rs"]
