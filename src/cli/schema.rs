@@ -1,4 +1,4 @@
-//! `windlass schema` (hidden): the JSON Schemas, written, or compared with what is there.
+//! `windlass schema` (hidden): the JSON Schemas and the AsyncAPI document, written, or compared with what is there.
 
 use super::{Exit, Failed, Output};
 use crate::wire::schema;
@@ -18,9 +18,8 @@ pub struct SchemaArgs {
 /// Runs the verb.
 pub(super) fn run(args: &SchemaArgs, output: &Output) -> Result<Exit, Failed> {
     let mut stale = Vec::new();
-    for (name, value) in schema::all() {
-        let path = args.dir.join(format!("{name}.schema.json"));
-        let text = format!("{}\n", serde_json::to_string_pretty(&value).map_err(std::io::Error::from)?);
+    for (name, text) in schema::files() {
+        let path = args.dir.join(name);
         if args.check {
             if std::fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
                 stale.push(path.display().to_string());
