@@ -250,6 +250,9 @@ async fn takes_every_end_once(client: Option<Client>) {
         let lines: Vec<serde_json::Value> = said.stdout.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         let ids: Vec<_> = lines.iter().map(|line| line["id"].as_str().expect("an id").to_owned()).collect();
         assert_eq!(ids, expected, "{said:?}");
+        let stream = fleet.js.get_stream(fleet.stream("EVENTS")).await.expect("the stream");
+        let info = stream.consumer_info("test-audit").await.expect("the consumer");
+        assert_eq!((info.num_pending, info.num_ack_pending), (0, 0), "taken, and not acknowledged");
         // The next run has nothing to say, and the one after it one line.
         expected = if expected.is_empty() { vec![ended("echo later").await] } else { vec![] };
     }

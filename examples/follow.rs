@@ -61,6 +61,7 @@ async fn publish(js: &jetstream::Context, tenant: &str, script: &str) -> Result<
     let id = uuid::Uuid::now_v7().to_string();
     let task = json!({"task_id": id, "execution": {"runtime": "bash", "script": script, "timeout_s": 60}});
     let subject = format!("{}.tasks.cpu_short.normal.{tenant}.{id}", variable("WINDLASS_PREFIX", "windlass"));
+    // Without a Content-Type a first byte `{` means JSON.
     js.publish(subject, task.to_string().into()).await?.await?;
     println!("queued {id}");
     Ok(id)
@@ -78,14 +79,15 @@ async fn follow(mut events: pull::Ordered) -> Result<(Value, u64), Failure> {
     for seq in 0_u64.. {
         let message = events.next().await.ok_or("the events ended without an end")??;
         let event: Value = decode(&message)?;
-        println!("{} {} {}", event["time"], event["event"], event["reason"]);
+        let word = |key: &str| event[key].as_str().unwrap_or_default();
+        println!("{} {} {}", word("time"), word("event"), word("reason"));
         require(event["seq"] == seq, || format!("event {} where {seq} belongs", event["seq"]))?;
         require(event["prev_sha256"] == digest, || format!("event {seq} does not follow the one before it"))?;
         digest = sha256(&message.payload).into();
-        match event["event"].as_str() {
-            Some("task_started") => fence = message.info()?.stream_sequence,
-            Some("task_completed" | "task_failed") => return Ok((event, fence)),
-            Some(_) | None => {}
+        match word("event") {
+            "task_started" => fence = message.info()?.stream_sequence,
+            "task_completed" | "task_failed" => return Ok((event, fence)),
+            _ => {}
         }
     }
     Err("more events than there are numbers".into())
