@@ -17,7 +17,6 @@ import uuid
 
 import msgpack
 import nats
-from nats.errors import TimeoutError
 
 PREFIX = os.environ.get("WINDLASS_PREFIX", "windlass")
 TENANT = os.environ.get("WINDLASS_TENANT", "default")
@@ -71,7 +70,7 @@ async def chunks_of(js, manifest):
     while len(found) < manifest["chunks"]:
         try:
             message = await chunks.next_msg(timeout=5)
-        except TimeoutError:  # there are none at all
+        except nats.errors.TimeoutError:  # there are none at all
             break
         chunk = decode(message)
         if chunk["fence"] == manifest["fence"]:
@@ -117,6 +116,4 @@ async def main(arguments):
         await nc.close()
 
 
-if len(sys.argv) < 2:
-    sys.exit(__doc__)
-sys.exit(asyncio.run(main(sys.argv[1:])))
+sys.exit(asyncio.run(main(sys.argv[1:])) if len(sys.argv) > 1 else __doc__)
