@@ -12,6 +12,8 @@
 
 mod harness;
 
+#[path = "integration/asyncapi.rs"]
+mod asyncapi;
 #[path = "integration/bad_input.rs"]
 mod bad_input;
 #[path = "integration/cancel.rs"]
@@ -37,6 +39,8 @@ mod drain;
 mod durability;
 #[path = "integration/escape.rs"]
 mod escape;
+#[path = "integration/examples.rs"]
+mod examples;
 #[path = "integration/flow.rs"]
 mod flow;
 #[path = "integration/golden.rs"]
