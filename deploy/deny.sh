@@ -11,7 +11,7 @@ export PATH="$PWD/.windlass/tools/bin:$PATH"
 db=https://github.com/rustsec/advisory-db
 
 for manifest in Cargo.toml fuzz/Cargo.toml; do
-  "$cargo" deny --locked --manifest-path "$manifest" check --config deny.toml --hide-inclusion-graph bans licenses sources
+  "$cargo" deny --locked --config deny.toml --manifest-path "$manifest" check --hide-inclusion-graph -A license-exception-not-encountered bans licenses sources
 done
 
 if [ -n "${WINDLASS_ADVISORY_DB:-}" ]; then
@@ -30,5 +30,5 @@ else
   exit 0
 fi
 for manifest in Cargo.toml fuzz/Cargo.toml; do
-  "$cargo" deny $offline --locked --manifest-path "$manifest" check --config deny.toml advisories
+  "$cargo" deny $offline --locked --config deny.toml --manifest-path "$manifest" check advisories
 done
