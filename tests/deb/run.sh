@@ -69,11 +69,19 @@ grep -q '^# mine$' "$root/etc/windlass/worker.toml" || fail "the configuration w
 say "remove: nothing but configuration and state is left"
 mkdir -p "$root/var/lib/windlass/spool"
 in_root dpkg -r windlass >"$root/tmp/log" 2>&1 || fail "$(cat "$root/tmp/log")"
-left=$(listing | comm -13 "$root/tmp/before" - | grep -v '^./tmp/' || true)
-[ "$left" = "./etc/windlass
+# Until the purge Debian keeps what was enabled, and masks the unit.
+left=$(listing | comm -13 "$root/tmp/before" - | grep -v '^./tmp/\|/deb-systemd-helper-' || true)
+[ "$left" = "./etc/systemd/system/windlass-worker.service
+./etc/windlass
 ./etc/windlass/worker.toml
 ./var/lib/windlass
 ./var/lib/windlass/spool" ] || fail "left after removal: $left"
+[ "$(readlink "$root/etc/systemd/system/windlass-worker.service")" = /dev/null ] || fail "the unit is there after removal"
+
+say "install again: with the configuration that was left"
+in_root dpkg -i /tmp/windlass.deb >"$root/tmp/log" 2>&1 || fail "$(cat "$root/tmp/log")"
+grep -q '^# mine$' "$root/etc/windlass/worker.toml" || fail "the configuration was overwritten"
+[ ! -e "$root/etc/systemd/system/windlass-worker.service" ] || fail "the unit is still masked"
 
 say "purge: nothing is left"
 in_root dpkg -P windlass >"$root/tmp/log" 2>&1 || fail "$(cat "$root/tmp/log")"
