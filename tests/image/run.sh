@@ -86,7 +86,7 @@ privileged() {
   [ "$(cat "$work/out")" = hello ] || fail "a task's output: $(cat "$work/out")"
   expect 137 run --id fat --memory 32MiB --bash 'x=$(head -c 200M /dev/zero | tr "\0" x); echo "not reached ${#x}"'
   expect 0 status fat -o json
-  grep -q '"reason":"out_of_memory"' "$work/out" && grep -q '"enforced":true' "$work/out" || fail "the limit: $(cat "$work/out")"
+  grep -q '"reason":"oom_killed"' "$work/out" && grep -q '"enforced":true' "$work/out" || fail "the limit: $(cat "$work/out")"
   expect 0 run -- id -u
   [ "$(cat "$work/out")" -gt 65536 ] || fail "the sandbox gives no user of the tenant's: $(cat "$work/out")"
   expect 1 run -- sh -c 'touch /usr/found 2>/dev/null'
