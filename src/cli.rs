@@ -24,6 +24,7 @@ mod schema;
 mod status;
 mod submit;
 mod terminal;
+mod top;
 
 pub use args::{Cli, DevArgs, Global, GuardArgs, Operation, Verb, WorkerArgs};
 pub use exit::Exit;
@@ -168,6 +169,7 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Events(args) => Box::pin(events::run(global, &args, output)).await,
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,
         Operation::Dead { action } => dead::run(global, action, output).await,
+        Operation::Top(args) => Box::pin(top::run(global, &args, output)).await,
         Operation::Schema(args) => schema::run(&args, output),
     }
 }

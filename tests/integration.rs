@@ -73,3 +73,5 @@ mod server_faults;
 mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;
+#[path = "integration/top.rs"]
+mod top;

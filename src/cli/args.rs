@@ -6,7 +6,7 @@ use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
 use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
-use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs};
+use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs, top::TopArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
 use crate::wire::Encoding;
@@ -88,6 +88,8 @@ pub enum Operation {
         #[command(subcommand)]
         action: DeadAction,
     },
+    /// Watch the fleet live: rates, queues, workers, what runs
+    Top(TopArgs),
     /// Write the JSON Schemas of everything on the wire
     #[command(hide = true)]
     Schema(SchemaArgs),
