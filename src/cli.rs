@@ -10,6 +10,7 @@ use crate::config::{self, Config, ConfigError};
 
 mod args;
 mod assembly;
+mod bench;
 mod cancel;
 mod dead;
 mod events;
@@ -170,6 +171,7 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,
         Operation::Dead { action } => dead::run(global, action, output).await,
         Operation::Top(args) => Box::pin(top::run(global, &args, output)).await,
+        Operation::Bench(args) => Box::pin(bench::run(global, &args, output)).await,
         Operation::Schema(args) => schema::run(&args, output),
     }
 }

@@ -14,6 +14,8 @@ mod harness;
 
 #[path = "integration/bad_input.rs"]
 mod bad_input;
+#[path = "integration/bench.rs"]
+mod bench;
 #[path = "integration/cancel.rs"]
 mod cancel;
 #[path = "integration/chaos.rs"]

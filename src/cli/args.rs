@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
-use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
+use super::{bench::BenchArgs, cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
 use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs, top::TopArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
@@ -90,6 +90,8 @@ pub enum Operation {
     },
     /// Watch the fleet live: rates, queues, workers, what runs
     Top(TopArgs),
+    /// Submit tasks that do nothing, and print rates and latencies
+    Bench(BenchArgs),
     /// Write the JSON Schemas of everything on the wire
     #[command(hide = true)]
     Schema(SchemaArgs),

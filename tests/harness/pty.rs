@@ -101,7 +101,8 @@ impl Pty {
         // The last words may still be on their way.
         let given_back = |screen: &vt100::Screen| !screen.alternate_screen() && !screen.hide_cursor();
         let screen = Arc::clone(&self.screen);
-        let back = self.until("the first screen, with its cursor", |_| given_back(screen.lock().expect("not poisoned").screen()).then_some(()));
+        let back =
+            self.until("the first screen, with its cursor", |_| given_back(screen.lock().expect("not poisoned").screen()).then_some(()));
         back.await;
         status
     }

@@ -65,10 +65,7 @@ impl View<'_> {
 
     fn heading(&self, now: Time) -> Line<'_> {
         let time = now.to_string().get(11..19).unwrap_or_default().to_owned();
-        let mut spans = vec![
-            Span::styled("windlass top  ", self.look(Style::Bold)),
-            Span::raw(format!("{}  {time}  ", shown(self.fleet))),
-        ];
+        let mut spans = vec![Span::styled("windlass top  ", self.look(Style::Bold)), Span::raw(format!("{}  {time}  ", shown(self.fleet)))];
         if !self.connected {
             spans.push(Span::styled("disconnected: what is shown is old  ", self.look(Style::Red)));
         }
