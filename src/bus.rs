@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 pub mod chain;
 mod clock;
@@ -21,12 +21,14 @@ pub mod control;
 mod credentials;
 pub mod dead;
 pub mod delivery;
+pub mod inspect;
 pub mod kv;
 pub mod presence;
 pub mod provision;
 pub mod pull;
 mod pulse;
 pub mod read;
+pub mod rights;
 pub mod store;
 pub mod subjects;
 pub mod submit;
@@ -47,6 +49,8 @@ struct Inner {
     subjects: Subjects,
     timeout: Duration,
     connections: watch::Receiver<u64>,
+    /// What the server refuses without being asked, as it says it.
+    refusals: broadcast::Sender<String>,
     pulse: pulse::Pulse,
 }
 
