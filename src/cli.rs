@@ -12,6 +12,7 @@ mod args;
 mod assembly;
 mod cancel;
 mod dead;
+mod doctor;
 mod events;
 mod exit;
 mod follow;
@@ -168,6 +169,7 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Events(args) => Box::pin(events::run(global, &args, output)).await,
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,
         Operation::Dead { action } => dead::run(global, action, output).await,
+        Operation::Doctor(args) => Box::pin(doctor::run(global, &args, output)).await,
         Operation::Schema(args) => schema::run(&args, output),
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
-use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
+use super::{cancel::CancelArgs, dead::DeadAction, doctor::DoctorArgs, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
 use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
@@ -88,6 +88,8 @@ pub enum Operation {
         #[command(subcommand)]
         action: DeadAction,
     },
+    /// Examine machine, NATS and rights for a worker, and say what mends what is wrong; changes nothing
+    Doctor(DoctorArgs),
     /// Write the JSON Schemas of everything on the wire
     #[command(hide = true)]
     Schema(SchemaArgs),
