@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::Output;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer;
@@ -16,6 +17,7 @@ use windlass::bus::rights::{self, Act, Role};
 use windlass::config;
 use windlass::task::{Reason, Tenant};
 
+use crate::harness::cluster::Cluster;
 use crate::harness::disk::{Disk, Shape};
 use crate::harness::job::Gate;
 use crate::harness::server::{Server, skip};
@@ -124,6 +126,23 @@ async fn on_a_good_machine_nothing_fails_and_nothing_is_changed_or_left() {
     assert_eq!(["/run/windlass", "/dev/shm/windlass-0"].map(|dir| Path::new(dir).exists()), secrets);
     assert_eq!(leftovers::cgroup_parents(&fleet.cgroup_parent()), Vec::<std::path::PathBuf>::new(), "also the one that was named");
     assert_eq!(fleet.processes(), Vec::new());
+    fleet.finish_unchecked().await;
+}
+
+#[tokio::test]
+async fn in_a_cluster_nothing_fails_and_nothing_is_changed_either() {
+    let Some(cluster) = Cluster::start().await else { return };
+    let settings = [("STREAMS__REPLICAS", "3"), ("STREAMS__LOGS_MAX", "16MiB")];
+    let fleet = Fleet::on(Arc::clone(&cluster.nodes[0]), &settings).await;
+    fleet.submit(&Job::argv(["true"])).await;
+    let before = server_state(&fleet).await;
+    // From a node that need not lead what is asked for.
+    let url = cluster.nodes[1].url();
+    let said = Said::of(&ended(doctor(&fleet, &["--server", &url, "--role", "operator"])).await);
+    assert_eq!((said.code, said.named("fail")), (Some(0), vec![]), "{}", said.text);
+    assert_eq!(said.find("replicas")["found"], "3 in cluster c");
+    assert_eq!(said.find("operator")["level"], "ok", "{}", said.text);
+    assert_eq!(server_state(&fleet).await, before, "nothing stored, nothing taken, nobody waiting");
     fleet.finish_unchecked().await;
 }
 

@@ -81,6 +81,10 @@ impl Bus {
         let hears = self.attempt(&question, self.inner.timeout).await != Answer::Silent;
         // Who hears no answers would wait for each in vain; refusals come without being asked for.
         let within = if hears { self.inner.timeout } else { SETTLED };
+        for mut subscription in subscriptions {
+            // What is published next must not come back to us in place of an answer.
+            let _ = subscription.unsubscribe().await;
+        }
         let mut answers: BTreeMap<&Trial, Answer> = futures_util::stream::iter(publish)
             .map(|trial| async move { (trial, self.attempt(trial, within).await) })
             .buffer_unordered(WINDOW)

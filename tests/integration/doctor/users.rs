@@ -120,6 +120,7 @@ async fn with_exactly_the_listed_rights_an_operators_verbs_work() {
     permit(&fleet, &publish, &subscribe);
     let said = examine_guest(&fleet, &["--role", "operator"]).await;
     assert_eq!((said.code, failing_rights(&said)), (Some(0), vec![]), "{}", said.text);
+    assert!(!said.named("warn").iter().any(|check| check.contains("control-workers")), "nobody answers, which is one: {}", said.text);
     // Something for init to do.
     let tasks = fleet.js.get_stream(fleet.stream("TASKS")).await.unwrap();
     tasks.delete_consumer("cpu_short-low").await.unwrap();
