@@ -154,6 +154,8 @@ async fn a_worker_and_its_task_beside_it_notice_nothing() {
     let worker = fleet.workers()[0].clone();
     let said = Said::of(&ended(doctor_at(&fleet, worker.state_dir(), &[])).await);
     assert_eq!(said.named("fail"), Vec::<&str>::new(), "{}", said.text);
+    let queued = fleet.queued().await;
+    assert!(queued.iter().any(|message| message.subject.ends_with(&format!(".{}", task.id))), "acknowledged by an examination");
     gate.open();
     let end = fleet.end(&task).await;
     assert_eq!((end.reason, end.task.attempt, end.task.deliveries), (Some(Reason::Ok), 1, 1), "{:?}", end.error);
