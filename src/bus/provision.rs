@@ -311,8 +311,25 @@ pub async fn restore_consumer(bus: &Bus, config: &Config, class: &ClassName, pri
 /// # Errors
 /// Names every key that breaks a promise.
 pub async fn check(bus: &Bus, config: &Config) -> Result<(), UnfitStreams> {
-    let mut broken = Vec::new();
-    for Drift { what, differences } in drift(bus, config).await? {
+    let (broken, other) = sorted(drift(bus, config).await?);
+    for (what, difference) in other {
+        tracing::warn!(what, %difference, "differs from the configuration");
+    }
+    if broken.is_empty() { Ok(()) } else { Err(UnfitStreams::Broken(broken)) }
+}
+
+/// What [`check`] would refuse to start against, if anything: for a worker that runs.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn broken(bus: &Bus, config: &Config) -> Result<Vec<String>, BusError> {
+    Ok(sorted(drift(bus, config).await?).0)
+}
+
+/// What breaks a promise, and what differs otherwise.
+fn sorted(drift: Vec<Drift>) -> (Vec<String>, Vec<(String, Difference)>) {
+    let (mut broken, mut other) = (Vec::new(), Vec::new());
+    for Drift { what, differences } in drift {
         let Some(differences) = differences else {
             broken.push(format!("{what}: does not exist"));
             continue;
@@ -321,11 +338,11 @@ pub async fn check(bus: &Bus, config: &Config) -> Result<(), UnfitStreams> {
             if difference.breaks_a_promise() {
                 broken.push(format!("{what}: {difference}"));
             } else {
-                tracing::warn!(what, %difference, "differs from the configuration");
+                other.push((what.clone(), difference));
             }
         }
     }
-    if broken.is_empty() { Ok(()) } else { Err(UnfitStreams::Broken(broken)) }
+    (broken, other)
 }
 
 fn refused(error: &(dyn std::error::Error + 'static), what: String) -> BusError {
