@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::jetstream;
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 pub mod chain;
 mod clock;
@@ -22,6 +22,7 @@ mod credentials;
 pub mod dead;
 pub mod delivery;
 pub mod feed;
+pub mod inspect;
 pub mod kv;
 pub mod presence;
 pub mod provision;
@@ -29,6 +30,7 @@ pub mod pull;
 mod pulse;
 pub mod queues;
 pub mod read;
+pub mod rights;
 pub mod store;
 pub mod subjects;
 pub mod submit;
@@ -49,6 +51,8 @@ struct Inner {
     subjects: Subjects,
     timeout: Duration,
     connections: watch::Receiver<u64>,
+    /// What the server refuses without being asked, as it says it.
+    refusals: broadcast::Sender<String>,
     pulse: pulse::Pulse,
 }
 

@@ -17,6 +17,7 @@ mod bench;
 mod cancel;
 mod config;
 mod dead;
+mod doctor;
 mod events;
 mod exit;
 mod file;
@@ -195,6 +196,7 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Config { action } => config::run(global, &action, output),
         Operation::Top(args) => Box::pin(top::run(global, &args, output)).await,
         Operation::Bench(args) => Box::pin(bench::run(global, &args, output)).await,
+        Operation::Doctor(args) => Box::pin(doctor::run(global, &args, output)).await,
         Operation::Schema(args) => schema::run(&args, output),
         Operation::Completions(args) => shell::completions(&args, output),
         Operation::Man(args) => shell::man(&args, output),

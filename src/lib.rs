@@ -48,6 +48,7 @@ pub mod cli;
 pub mod config;
 pub mod crash;
 pub mod dev;
+pub mod doctor;
 pub mod execute;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzz;

@@ -149,7 +149,7 @@ const FULL_BELOW: u64 = 1 << 20;
 /// anything.
 pub fn probe(dir: &Path) -> std::io::Result<()> {
     static NUMBER: AtomicU64 = AtomicU64::new(0);
-    let path = dir.join(format!("probe-{}", NUMBER.fetch_add(1, Ordering::Relaxed)));
+    let path = dir.join(format!("probe-{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
     let written = std::fs::File::create_new(&path).and_then(|mut file| file.write_all(&[0; 4096]));
     let removed = std::fs::remove_file(&path);
     written?;

@@ -46,6 +46,7 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+pub use chunker::chunk_room;
 pub use fault::Fault;
 #[cfg(any(test, feature = "fuzzing"))]
 pub use fuzz::fuzz_log_chunker;

@@ -30,6 +30,7 @@ use crate::execute::native::sandbox;
 use protocol::Reply;
 
 pub mod channel;
+mod clone;
 mod image;
 mod jail;
 mod life;
@@ -113,6 +114,8 @@ fn run(args: &Args) -> io::Result<bool> {
     let ready = Reply::Ready {
         enforced: site.enforced,
         cgroups: site.description.clone(),
+        controllers: site.controllers(),
+        no_clone_into: clone::may_clone_into().err().map(|error| error.to_string()),
         directories: site.directories(),
         swept: site.swept.clone(),
         sandbox,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::{ConnectErrorKind, ConnectOptions, Event, ServerError, jetstream};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 
 use super::credentials::Credentials;
 use super::pulse::Pulse;
@@ -61,6 +61,16 @@ pub enum ConnectError {
     },
 }
 
+/// Who hears of what happens to a connection.
+#[derive(Debug)]
+struct Ears {
+    connected: watch::Sender<u64>,
+    refusals: broadcast::Sender<String>,
+}
+
+/// More than anybody who listens lets come at one time.
+const REFUSALS_KEPT: usize = 256;
+
 impl Bus {
     /// Connects to the servers of `config` under the client name `name`.
     ///
@@ -69,9 +79,9 @@ impl Bus {
     pub async fn connect(config: &config::Bus, name: &str, patience: Patience) -> Result<Self, ConnectError> {
         let mut delays = Delays::new(Duration::from_millis(100), Duration::from_secs(2));
         let (connected, connections) = watch::channel(0);
-        let connected = Arc::new(connected);
+        let ears = Arc::new(Ears { connected, refusals: broadcast::Sender::new(REFUSALS_KEPT) });
         let client = loop {
-            match attempt(config, name, Arc::clone(&connected)).await {
+            match attempt(config, name, Arc::clone(&ears)).await {
                 Ok(client) => break client,
                 Err(error @ ConnectError::Unreachable { .. }) if patience == Patience::Wait => {
                     tracing::warn!(error = %causes(&error), "waiting for NATS");
@@ -89,9 +99,9 @@ impl Bus {
         let mut first = connections.clone();
         let _ = tokio::time::timeout(timeout, first.wait_for(|n| *n > 0)).await;
         let js = jetstream::context::ContextBuilder::new().timeout(timeout).build(client.clone());
-        Ok(Self {
-            inner: Arc::new(Inner { client, js, subjects: Subjects::new(&config.prefix), timeout, connections, pulse: Pulse::default() }),
-        })
+        let (subjects, refusals) = (Subjects::new(&config.prefix), ears.refusals.clone());
+        let inner = Inner { client, js, subjects, timeout, connections, refusals, pulse: Pulse::default() };
+        Ok(Self { inner: Arc::new(inner) })
     }
 }
 
@@ -102,7 +112,7 @@ pub(crate) fn version_of(text: &str) -> Option<(u64, u64, u64)> {
     Some((numbers.next()?.ok()?, numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
-async fn attempt(config: &config::Bus, name: &str, connected: Arc<watch::Sender<u64>>) -> Result<async_nats::Client, ConnectError> {
+async fn attempt(config: &config::Bus, name: &str, ears: Arc<Ears>) -> Result<async_nats::Client, ConnectError> {
     let client = name.to_owned();
     let credentials = Credentials::of(config);
     // At once, with the reason: later, a file that cannot be read is only a connection that cannot be made yet.
@@ -124,7 +134,7 @@ async fn attempt(config: &config::Bus, name: &str, connected: Arc<watch::Sender<
         .reconnect_delay_callback(reconnect_delay)
         .event_callback(move |event| {
             // The library waits for this callback: it must not.
-            on_event(&client, &event, &connected);
+            on_event(&client, &event, &ears);
             async {}
         });
     let servers: Vec<&str> = config.server.split(',').map(str::trim).filter(|s| !s.is_empty()).collect();
@@ -156,11 +166,11 @@ fn jitter() -> u32 {
     uuid::Uuid::now_v7().as_u128() as u32
 }
 
-fn on_event(client: &str, event: &Event, connected: &watch::Sender<u64>) {
+fn on_event(client: &str, event: &Event, ears: &Ears) {
     match event {
         Event::Connected => {
-            connected.send_modify(|n| *n += 1);
-            if *connected.borrow() > 1 {
+            ears.connected.send_modify(|n| *n += 1);
+            if *ears.connected.borrow() > 1 {
                 metrics::note(metrics::Meters::reconnected);
             }
             tracing::info!(client, "connected to NATS");
@@ -168,7 +178,11 @@ fn on_event(client: &str, event: &Event, connected: &watch::Sender<u64>) {
         Event::Disconnected => tracing::warn!(client, "disconnected from NATS, reconnecting"),
         Event::LameDuckMode => tracing::warn!(client, "the NATS server is about to stop; going on with another as soon as it does"),
         Event::Draining | Event::Closed => tracing::debug!(client, %event, "connection to NATS"),
-        Event::ServerError(error) => said_by_server(client, error),
+        Event::ServerError(error) => {
+            said_by_server(client, error);
+            // Nobody may be listening.
+            let _ = ears.refusals.send(error.to_string());
+        }
         Event::SlowConsumer(_) | Event::ClientError(_) => tracing::warn!(client, %event, "connection to NATS"),
     }
 }
@@ -178,7 +192,7 @@ fn said_by_server(client: &str, error: &ServerError) {
     let text = error.to_string();
     let lower = text.to_lowercase();
     let advice = if lower.contains("permissions violation") {
-        "the credentials lack a right that this role needs: grant it (see the permission lists of docs/protocol.md); nothing needs to be restarted"
+        "the credentials lack a right that this role needs: grant it (`windlass doctor` with these credentials lists what is missing); nothing needs to be restarted"
     } else if lower.contains("authorization violation") || lower.contains("authentication") {
         "the credentials are not, or no longer, accepted: renew them; nothing needs to be restarted if the file keeps its place"
     } else if lower.contains("maximum connections") || lower.contains("maximum account active connections") {

@@ -141,15 +141,49 @@ pub(crate) fn described(subjects: &Subjects, config: &Config) -> Described {
     Described { streams, consumers }
 }
 
-/// A key that is not as it should be: `(key, is, should be, can be changed)`.
-type Difference = (&'static str, String, String, bool);
+/// A key that is not as it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name in NATS's configuration of streams and consumers.
+    pub key: &'static str,
+    /// What it is.
+    pub is: String,
+    /// What it should be.
+    pub should: String,
+    /// The server lets it be changed.
+    pub changeable: bool,
+}
+
+impl Difference {
+    /// True when a worker does not start with it.
+    #[must_use]
+    pub fn breaks_a_promise(&self) -> bool {
+        PROMISES.contains(&self.key)
+    }
+}
+
+impl std::fmt::Display for Difference {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {} → {}", self.key, self.is, self.should)
+    }
+}
+
+/// A stream or consumer, compared with the contract.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drift {
+    /// `stream WINDLASS_TASKS`, `consumer cpu_short-high`.
+    pub what: String,
+    /// What differs; none when it is not there at all.
+    pub differences: Option<Vec<Difference>>,
+}
 
 /// The differences in the named keys, each with whether the server lets it be changed.
 macro_rules! compare {
     ($is:ident, $should:ident, $($key:ident: $changeable:literal),* $(,)?) => {{
         let mut differences: Vec<Difference> = Vec::new();
         $(if $is.$key != $should.$key {
-            differences.push((stringify!($key), format!("{:?}", $is.$key), format!("{:?}", $should.$key), $changeable));
+            let (is, should) = (format!("{:?}", $is.$key), format!("{:?}", $should.$key));
+            differences.push(Difference { key: stringify!($key), is, should, changeable: $changeable });
         })*
         differences
     }};
@@ -159,10 +193,12 @@ fn stream_differences(is: &StreamConfig, should: &StreamConfig) -> Vec<Differenc
     let mut differences = compare!(is, should, subjects: true, retention: false, storage: false, discard: true, max_messages_per_subject: true, discard_new_per_subject: true,
         max_age: true, num_replicas: true, deny_delete: false, deny_purge: false, allow_rollup: true, duplicate_window: true);
     if should.max_bytes > 0 && is.max_bytes != should.max_bytes {
-        differences.push(("max_bytes", is.max_bytes.to_string(), should.max_bytes.to_string(), true));
+        let (is, should) = (is.max_bytes.to_string(), should.max_bytes.to_string());
+        differences.push(Difference { key: "max_bytes", is, should, changeable: true });
     }
     if should.compression.is_some() && is.compression != should.compression {
-        differences.push(("compression", format!("{:?}", is.compression), format!("{:?}", should.compression), true));
+        let (is, should) = (format!("{:?}", is.compression), format!("{:?}", should.compression));
+        differences.push(Difference { key: "compression", is, should, changeable: true });
     }
     differences
 }
@@ -198,34 +234,42 @@ pub enum UnfitStreams {
     Bus(#[from] BusError),
 }
 
+/// Compares every stream and consumer with the contract.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn drift(bus: &Bus, config: &Config) -> Result<Vec<Drift>, BusError> {
+    let mut found = Vec::new();
+    for should in streams(bus.subjects(), config) {
+        let is = stream_config(bus, &should.name).await?;
+        let differences = is.as_ref().map(|is| stream_differences(is, &should));
+        found.push(Drift { what: format!("stream {}", should.name), differences });
+    }
+    for (name, should) in consumers(bus.subjects(), config) {
+        let is = consumer_config(bus, &name).await?;
+        let differences = is.as_ref().map(|is| consumer_differences(is, &should));
+        found.push(Drift { what: format!("consumer {name}"), differences });
+    }
+    Ok(found)
+}
+
 /// What `windlass init` would do.
 ///
 /// # Errors
 /// When the server does not answer.
 pub async fn plan(bus: &Bus, config: &Config) -> Result<Vec<Change>, BusError> {
-    let mut changes = Vec::new();
-    for should in streams(bus.subjects(), config) {
-        let is = stream_config(bus, &should.name).await?;
-        let differences = is.as_ref().map(|is| stream_differences(is, &should));
-        changes.push(change(format!("stream {}", should.name), differences));
-    }
-    for (name, should) in consumers(bus.subjects(), config) {
-        let is = consumer_config(bus, &name).await?;
-        let differences = is.as_ref().map(|is| consumer_differences(is, &should));
-        changes.push(change(format!("consumer {name}"), differences));
-    }
-    Ok(changes)
+    Ok(drift(bus, config).await?.into_iter().map(change).collect())
 }
 
-fn change(what: String, differences: Option<Vec<Difference>>) -> Change {
+fn change(drift: Drift) -> Change {
+    let Drift { what, differences } = drift;
     let Some(differences) = differences else { return Change { what, action: Action::Create, differences: vec![] } };
     let action = match differences.as_slice() {
         [] => Action::Keep,
-        all if all.iter().all(|d| d.3) => Action::Update,
+        all if all.iter().all(|d| d.changeable) => Action::Update,
         _ => Action::Conflict,
     };
-    let differences = differences.into_iter().map(|(key, is, should, _)| format!("{key}: {is} → {should}")).collect();
-    Change { what, action, differences }
+    Change { what, action, differences: differences.iter().map(ToString::to_string).collect() }
 }
 
 /// Creates what is missing and updates what differs; destroys nothing. A conflict is left as it is.
@@ -284,9 +328,9 @@ pub async fn restore_consumer(bus: &Bus, config: &Config, class: &ClassName, pri
 /// # Errors
 /// Names every key that breaks a promise.
 pub async fn check(bus: &Bus, config: &Config) -> Result<(), UnfitStreams> {
-    let (broken, other) = sorted(plan(bus, config).await?);
+    let (broken, other) = sorted(drift(bus, config).await?);
     for (what, difference) in other {
-        tracing::warn!(what, difference, "differs from the configuration");
+        tracing::warn!(what, %difference, "differs from the configuration");
     }
     if broken.is_empty() { Ok(()) } else { Err(UnfitStreams::Broken(broken)) }
 }
@@ -296,18 +340,19 @@ pub async fn check(bus: &Bus, config: &Config) -> Result<(), UnfitStreams> {
 /// # Errors
 /// When the server does not answer.
 pub async fn broken(bus: &Bus, config: &Config) -> Result<Vec<String>, BusError> {
-    Ok(sorted(plan(bus, config).await?).0)
+    Ok(sorted(drift(bus, config).await?).0)
 }
 
 /// What breaks a promise, and what differs otherwise.
-fn sorted(changes: Vec<Change>) -> (Vec<String>, Vec<(String, String)>) {
+fn sorted(drift: Vec<Drift>) -> (Vec<String>, Vec<(String, Difference)>) {
     let (mut broken, mut other) = (Vec::new(), Vec::new());
-    for Change { what, action, differences } in changes {
-        if action == Action::Create {
+    for Drift { what, differences } in drift {
+        let Some(differences) = differences else {
             broken.push(format!("{what}: does not exist"));
-        }
+            continue;
+        };
         for difference in differences {
-            if PROMISES.iter().any(|key| difference.starts_with(&format!("{key}:"))) {
+            if difference.breaks_a_promise() {
                 broken.push(format!("{what}: {difference}"));
             } else {
                 other.push((what.clone(), difference));

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
-use super::{bench::BenchArgs, cancel::CancelArgs, config::ConfigAction, dead::DeadAction, events::EventsArgs, init::InitArgs};
+use super::{bench::BenchArgs, cancel::CancelArgs, config::ConfigAction, dead::DeadAction, doctor::DoctorArgs};
+use super::{events::EventsArgs, init::InitArgs};
 use super::{logs::LogsArgs, plan::PlanArgs, run::RunArgs, schema::SchemaArgs, shell::CompletionsArgs, shell::ManArgs};
 use super::{status::StatusArgs, submit::SubmitArgs, top::TopArgs};
 use crate::task::log_chunk::LogStream;
@@ -100,6 +101,8 @@ pub enum Operation {
         #[command(subcommand)]
         action: ConfigAction,
     },
+    /// Examine machine, NATS and rights for a worker, and say what mends what is wrong; changes nothing
+    Doctor(DoctorArgs),
     /// Watch the fleet live: rates, queues, workers, what runs
     Top(TopArgs),
     /// Submit tasks that do nothing, and print rates and latencies

@@ -104,6 +104,12 @@ pub struct Capabilities {
     pub enforced: bool,
     /// One line for the log.
     pub description: String,
+    /// Controllers that limit tasks: `cpu`, `memory`, `pids`, `io`.
+    pub controllers: Vec<String>,
+    /// Why tasks cannot be started into a cgroup2 directory in one step; none when they can.
+    pub no_clone_into: Option<String>,
+    /// Directories of this instance's cgroups, one in each hierarchy.
+    pub directories: Vec<PathBuf>,
     /// Leftovers of dead instances that were found, and whether they are gone.
     pub swept: Vec<(String, bool)>,
     /// What each profile of the sandbox can have.

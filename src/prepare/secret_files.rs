@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use rustix::fs::{Access, AtFlags};
 use secrecy::ExposeSecret as _;
 
 use super::PrepareError;
@@ -120,6 +121,28 @@ pub fn place(configured: &str) -> Result<PathBuf, PrepareError> {
     Err(last.unwrap_or_else(|| PrepareError { path: configured.into(), error: io::ErrorKind::NotFound.into() }))
 }
 
+/// The directory that [`place`] would give, which may not be there yet; nothing is made.
+///
+/// # Errors
+/// As [`place`].
+pub fn look(configured: &str) -> Result<PathBuf, PrepareError> {
+    let mut last = None;
+    for dir in candidates(configured) {
+        match if dir.exists() { fit(&dir) } else { could_hold(&dir) } {
+            Ok(()) => return Ok(dir),
+            Err(error) => last = Some(PrepareError { path: dir, error }),
+        }
+    }
+    Err(last.unwrap_or_else(|| PrepareError { path: configured.into(), error: io::ErrorKind::NotFound.into() }))
+}
+
+/// Whether a directory that is not there could be made, in memory.
+fn could_hold(dir: &Path) -> io::Result<()> {
+    let above = dir.ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
+    in_memory(above)?;
+    Ok(rustix::fs::accessat(rustix::fs::CWD, above, Access::WRITE_OK | Access::EXEC_OK, AtFlags::EACCESS)?)
+}
+
 fn candidates(configured: &str) -> Vec<PathBuf> {
     if configured.is_empty() {
         let user = rustix::process::geteuid().as_raw();
@@ -147,15 +170,20 @@ fn make_locked(dir: &Path) -> io::Result<File> {
 
 /// Ours, in memory, and nobody else's to write.
 fn fit(dir: &Path) -> io::Result<()> {
-    let kind = rustix::fs::statfs(dir)?.f_type;
-    if !IN_MEMORY.contains(&(kind as i64)) {
-        return Err(io::Error::other("is not in memory (tmpfs); name one that is with [worker] secrets_dir"));
-    }
+    in_memory(dir)?;
     let metadata = std::fs::symlink_metadata(dir)?;
     if !metadata.is_dir() || metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o022 != 0 {
         return Err(io::Error::other("belongs to another user, or others may write there"));
     }
     Ok(())
+}
+
+fn in_memory(dir: &Path) -> io::Result<()> {
+    let kind = rustix::fs::statfs(dir)?.f_type;
+    if IN_MEMORY.contains(&(kind as i64)) {
+        return Ok(());
+    }
+    Err(io::Error::other("is not in memory (tmpfs); name one that is with [worker] secrets_dir"))
 }
 
 fn write_one(path: &Path, value: &[u8], (uid, gid): (u32, u32)) -> io::Result<()> {

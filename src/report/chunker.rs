@@ -17,6 +17,12 @@ use crate::wire::{Encoding, hex};
 /// which count towards the server's `max_payload`.
 const ALLOWANCE: usize = 2048;
 
+/// Bytes of output that fit into one chunk whatever they are (as base64), where the server takes messages of `max_payload`.
+#[must_use]
+pub fn chunk_room(max_payload: usize) -> usize {
+    max_payload.saturating_sub(ALLOWANCE) / 4 * 3
+}
+
 /// Whose output it is and how it is written.
 #[derive(Debug, Clone)]
 pub(super) struct Identity {

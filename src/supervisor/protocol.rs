@@ -71,6 +71,10 @@ pub enum Reply {
         enforced: bool,
         /// What it found, for the worker's log, e.g. `hybrid: v1 cpu,memory,pids + cgroup2 for tracking`.
         cgroups: String,
+        /// Controllers that limit tasks: `cpu`, `memory`, `pids`, `io`.
+        controllers: Vec<String>,
+        /// Why tasks cannot be started into a cgroup2 directory in one step; absent when they can.
+        no_clone_into: Option<String>,
         /// Cgroup directories of this instance, for the worker's sweep should the supervisor die.
         directories: Vec<PathBuf>,
         /// Instances of dead workers that were found, and whether nothing is left of them.

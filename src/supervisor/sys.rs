@@ -9,29 +9,10 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr;
 
+use super::clone::clone;
 use super::jail::{Cell, child as confine};
 use super::protocol::ExitStatus;
 use crate::execute::native::cgroup::Entrance;
-
-/// `libc::CLONE_INTO_CGROUP` 0.2 is 0 on this target (the value overflows its type) and would silently do nothing.
-const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
-
-/// `struct clone_args`, version 2 (88 bytes).
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
-}
 
 /// Where a child failed between clone and exec.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -172,25 +153,6 @@ pub(super) fn failure(report: &OwnedFd) -> io::Result<Option<(Step, io::Error)>>
     let step = Step::ALL.get(usize::from(message[0])).copied().unwrap_or(Step::Exec);
     let errno = i32::from_ne_bytes([message[1], message[2], message[3], message[4]]);
     Ok(Some((step, io::Error::from_raw_os_error(errno))))
-}
-
-#[expect(unsafe_code, reason = "clone3 has no wrapper anywhere")]
-fn clone(into: Option<RawFd>, namespaces: u64) -> io::Result<i64> {
-    let mut args = CloneArgs { flags: namespaces, exit_signal: libc::SIGCHLD as u64, ..CloneArgs::default() };
-    if let Some(directory) = into {
-        args.flags |= CLONE_INTO_CGROUP;
-        args.cgroup = directory as u64;
-    }
-    // SAFETY: like fork(): no CLONE_VM, no stack, so parent and child go on with their own copy of everything.
-    // The arguments outlive the call. No other thread exists whose locks the child could inherit.
-    let pid = unsafe {
-        if into.is_some() {
-            libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<CloneArgs>())
-        } else {
-            libc::syscall(libc::SYS_clone, namespaces | libc::SIGCHLD as u64, 0usize, 0usize, 0usize, 0usize)
-        }
-    };
-    if pid < 0 { Err(io::Error::last_os_error()) } else { Ok(pid) }
 }
 
 fn child(image: &Image, stdio: &[OwnedFd; 3], entrance: &Entrance, origin: Origin, cell: &Cell, status: Option<RawFd>) -> (Step, i32) {
@@ -334,7 +296,7 @@ fn exec(image: &Image) -> (Step, i32) {
 }
 
 #[expect(unsafe_code, reason = "_exit: the parent's exit handlers are not the child's to run")]
-fn exit_now(code: i32) -> ! {
+pub(super) fn exit_now(code: i32) -> ! {
     // SAFETY: always sound.
     unsafe { libc::_exit(code) }
 }

@@ -177,6 +177,32 @@ async fn a_subgroup_of_the_unit_is_left_alone_and_the_tasks_go_beside_it() {
 }
 
 #[tokio::test]
+async fn an_examination_leaves_the_unit_as_it_was() {
+    for marked in [false, true] {
+        let Some(unit) = Unit::new(ALL).map(Unit::hand_over) else { return };
+        if marked {
+            unit.mark("user.delegate");
+        }
+        let mut command = Command::new("sh");
+        command.args(["-c", "read -r go && exec \"$0\" doctor -o json --server nats://127.0.0.1:1", EXE]);
+        command.env("WINDLASS__WORKER__STATE_DIR", "/tmp").uid(USER).gid(USER);
+        let mut doctor = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("starts");
+        fs::write(unit.path.join("cgroup.procs"), doctor.id().to_string()).expect("moves");
+        doctor.stdin.take().expect("piped").write_all(b"go\n").expect("waits for it");
+        let mut said = String::new();
+        doctor.stdout.take().expect("piped").read_to_string(&mut said).expect("text");
+        assert_eq!(doctor.wait().expect("ends").code(), Some(6), "{said}");
+        let findings: Vec<serde_json::Value> = serde_json::from_str(&said).expect("findings");
+        let found = |check: &str| findings.iter().find(|f| f["check"] == check).unwrap_or_else(|| panic!("{check}: {said}"));
+        assert_eq!((&found("limits")["level"], &found("trial")["level"]), (&"ok".into(), &"ok".into()), "{said}");
+        assert!(found("place")["found"].as_str().expect("text").starts_with(unit.path.to_str().expect("text")), "{said}");
+        assert_eq!(fs::read_to_string(unit.path.join("cgroup.subtree_control")).expect("reads").trim(), "", "controllers are left");
+        let left = fs::read_dir(&unit.path).expect("reads").flatten().filter(|entry| entry.path().is_dir()).map(|entry| entry.path());
+        assert_eq!(left.collect::<Vec<_>>(), Vec::<PathBuf>::new(), "left");
+    }
+}
+
+#[tokio::test]
 async fn a_unit_that_is_not_the_users_is_refused_with_what_to_grant() {
     let Some(unit) = Unit::new(ALL) else { return };
     let said = Worker { place: &unit.path, user: true, parent: "", unlimited: false }.live();

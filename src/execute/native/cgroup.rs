@@ -16,12 +16,14 @@ use crate::supervisor::protocol::SpawnError;
 use crate::task::limits::{Limits, Usage};
 
 mod files;
+mod footprint;
 pub mod layout;
 mod limits;
 mod site;
 mod sweep;
 mod usage;
 
+pub use footprint::Footprint;
 pub use site::{Site, Unfit, Wish};
 pub use sweep::{remove_instances, remove_parents, signal};
 

@@ -123,9 +123,9 @@ pub(super) async fn start(
     let mut child = launch(exe, config, instance, sandbox, theirs)?;
     let socket = watch(ours).map_err(StartError::Socket)?;
     let first = receive(&socket, &mut channel::packet_buffer()).await;
-    let (capabilities, directories) = match first {
-        Ok(Some(Reply::Ready { enforced, cgroups, directories, swept, sandbox })) => {
-            (Capabilities { enforced, description: cgroups, swept, sandbox }, directories)
+    let capabilities = match first {
+        Ok(Some(Reply::Ready { enforced, cgroups, controllers, no_clone_into, directories, swept, sandbox })) => {
+            Capabilities { enforced, description: cgroups, controllers, no_clone_into, directories, swept, sandbox }
         }
         other => {
             // Closing the socket ends it, should it still be there.
@@ -144,7 +144,7 @@ pub(super) async fn start(
     let socket = Arc::new(socket);
     tokio::spawn(write(socket.clone(), queue, closing.clone()));
     let pid = child.id();
-    let grave = Grave { child, directories, own_parent: config.parent.is_empty() };
+    let grave = Grave { child, directories: capabilities.directories.clone(), own_parent: config.parent.is_empty() };
     tokio::spawn(read(socket, pending.clone(), lost.clone(), grave));
     Ok((Arc::new(Link { outbox, pending, lost, closing, pid }), capabilities))
 }

@@ -35,9 +35,19 @@ pub struct Wish {
 }
 
 impl Wish {
-    /// What the configuration asks for.
+    /// What the configuration asks for. Makes the directory for secrets, where a tenant has any.
     #[must_use]
     pub fn new(config: &config::Config) -> Self {
+        Self::with_secrets(config, |configured| secret_files::place(configured).ok())
+    }
+
+    /// Likewise, for whoever only looks: nothing is made.
+    #[must_use]
+    pub fn looking(config: &config::Config) -> Self {
+        Self::with_secrets(config, |configured| secret_files::look(configured).ok().filter(|dir| dir.exists()))
+    }
+
+    fn with_secrets(config: &config::Config, secrets_dir: impl FnOnce(&str) -> Option<PathBuf>) -> Self {
         let sandbox = &config.sandbox;
         let state_dir = config.worker.state_dir.canonicalize().unwrap_or_else(|_| config.worker.state_dir.clone());
         let mut protected = vec![state_dir.clone()];
@@ -45,7 +55,7 @@ impl Wish {
         protected.extend(config.source.clone());
         // Made now: what the supervisor hides is decided when it starts.
         let has_secrets = config.tenants.values().any(|tenant| !tenant.secrets.is_empty());
-        let secrets_dir = has_secrets.then(|| secret_files::place(&config.worker.secrets_dir).ok()).flatten();
+        let secrets_dir = has_secrets.then(|| secrets_dir(&config.worker.secrets_dir)).flatten();
         Self {
             required: sandbox.required,
             read_paths: sandbox.read_paths.clone(),

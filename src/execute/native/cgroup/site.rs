@@ -195,6 +195,14 @@ impl Site {
         }
     }
 
+    /// What can be limited, by the names of cgroup2.
+    #[must_use]
+    pub fn controllers(&self) -> Vec<String> {
+        let has = |c: &Controller| self.hierarchies.iter().any(|h| h.carries.contains(c));
+        let limiting = Controller::REQUIRED.into_iter().chain([Controller::Io]);
+        limiting.filter(has).map(|c| c.name(true).to_owned()).collect()
+    }
+
     fn accounts_swap(&self) -> bool {
         self.hierarchies.iter().filter(|h| h.carries.contains(&Controller::Memory)).all(|h| {
             // On cgroup2 the file exists in every cgroup but the root; in ours `memory` is enabled by its parent.
@@ -287,7 +295,7 @@ fn delegated_base(own: &Path, mount: &Mount) -> Option<PathBuf> {
 }
 
 /// Where the processes of a delegated cgroup go, so that it can have children with controllers.
-const LEAF: &str = "windlass-leaf";
+pub(super) const LEAF: &str = "windlass-leaf";
 
 /// Moves the processes of `base`, ours and those of the same unit, into a leaf, when we sit in `base` itself.
 fn leave(base: &Path, own: &Path) -> io::Result<()> {
