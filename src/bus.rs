@@ -14,6 +14,7 @@ use std::time::Duration;
 use async_nats::jetstream;
 use tokio::sync::watch;
 
+mod bulk;
 pub mod chain;
 mod clock;
 pub mod connect;
@@ -21,7 +22,9 @@ pub mod control;
 mod credentials;
 pub mod dead;
 pub mod delivery;
+pub mod history;
 pub mod kv;
+pub mod listing;
 pub mod presence;
 pub mod provision;
 pub mod pull;

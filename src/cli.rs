@@ -14,8 +14,10 @@ mod cancel;
 mod dead;
 mod events;
 mod exit;
+mod filter;
 mod follow;
 mod init;
+mod list;
 mod logs;
 mod output;
 mod render;
@@ -164,6 +166,7 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Submit(args) => Box::pin(submit::run(global, &args, output)).await,
         Operation::Run(args) => Box::pin(run::run(global, &args, output)).await,
         Operation::Status(args) => status::run(global, &args, output).await,
+        Operation::List(args) => Box::pin(list::run(global, &args, output)).await,
         Operation::Logs(args) => Box::pin(logs::run(global, &args, output)).await,
         Operation::Events(args) => Box::pin(events::run(global, &args, output)).await,
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,

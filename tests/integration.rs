@@ -47,6 +47,8 @@ mod invariants;
 mod leftovers;
 #[path = "integration/limits.rs"]
 mod limits;
+#[path = "integration/list.rs"]
+mod list;
 #[path = "integration/many_workers.rs"]
 mod many_workers;
 #[path = "integration/native.rs"]

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
-use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
+use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, list::ListArgs};
+use super::{logs::LogsArgs, run::RunArgs};
 use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
@@ -76,6 +77,8 @@ pub enum Operation {
     Run(Box<RunArgs>),
     /// Show where a task stands
     Status(StatusArgs),
+    /// List tasks, newest first
+    List(ListArgs),
     /// Show a task's output, checked against its manifest
     Logs(LogsArgs),
     /// Show events of one task or of all
