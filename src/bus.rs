@@ -17,6 +17,7 @@ use tokio::sync::watch;
 mod bulk;
 pub mod chain;
 mod clock;
+pub mod command;
 pub mod connect;
 pub mod control;
 mod credentials;

@@ -12,6 +12,7 @@ mod args;
 mod assembly;
 mod cancel;
 mod dead;
+mod drain;
 mod events;
 mod exit;
 mod filter;
@@ -26,6 +27,7 @@ mod schema;
 mod status;
 mod submit;
 mod terminal;
+mod workers;
 
 pub use args::{Cli, DevArgs, Global, GuardArgs, Operation, Verb, WorkerArgs};
 pub use exit::Exit;
@@ -167,6 +169,8 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Run(args) => Box::pin(run::run(global, &args, output)).await,
         Operation::Status(args) => status::run(global, &args, output).await,
         Operation::List(args) => Box::pin(list::run(global, &args, output)).await,
+        Operation::Workers(args) => Box::pin(workers::run(global, &args, output)).await,
+        Operation::Drain(args) => Box::pin(drain::run(global, &args, output)).await,
         Operation::Logs(args) => Box::pin(logs::run(global, &args, output)).await,
         Operation::Events(args) => Box::pin(events::run(global, &args, output)).await,
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,

@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::sync::watch;
 
 mod guard;
 mod server;
@@ -22,6 +21,7 @@ use crate::bus::read::{EventFilter, From};
 use crate::bus::{Bus, BusError, Patience};
 use crate::cli::{DevArgs, Exit, Failed, Global, Output, event_line};
 use crate::config::Config;
+use crate::shutdown::Shutdown;
 use crate::worker::{self, Stop};
 use crate::{shutdown, telemetry};
 use server::Server;
@@ -47,8 +47,8 @@ async fn serve(global: &Global, args: &DevArgs, output: &Output) -> Result<(), F
     let mut config = global.load_config()?;
     quiet_unless_asked(&mut config);
     telemetry::init(&config.log).map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
-    let stop = shutdown::on_signals(DRAIN.min(Duration::from_secs_f64(config.worker.drain_timeout_s)))?;
-    let mut server = Server::start(args, stop.clone()).await?;
+    let shutdown = shutdown::on_signals(DRAIN.min(Duration::from_secs_f64(config.worker.drain_timeout_s)))?;
+    let mut server = Server::start(args, shutdown.stop.clone()).await?;
     config.bus.server = server.url();
     config.bus.creds.clear();
     config.worker.state_dir = server.data().join("worker");
@@ -58,7 +58,7 @@ async fn serve(global: &Global, args: &DevArgs, output: &Output) -> Result<(), F
     if config.worker.id.is_empty() {
         config.worker.id = "dev".to_owned();
     }
-    let result = with_server(&config, args, &mut server, stop, output).await;
+    let result = with_server(&config, args, &mut server, shutdown, output).await;
     server.stop().await;
     result
 }
@@ -70,13 +70,7 @@ fn quiet_unless_asked(config: &mut Config) {
     }
 }
 
-async fn with_server(
-    config: &Config,
-    args: &DevArgs,
-    server: &mut Server,
-    mut stop: watch::Receiver<Stop>,
-    output: &Output,
-) -> Result<(), Failed> {
+async fn with_server(config: &Config, args: &DevArgs, server: &mut Server, shutdown: Shutdown, output: &Output) -> Result<(), Failed> {
     let bus = Bus::connect(&config.bus, "windlass dev", Patience::FailFast).await?;
     let changes = provision::apply(&bus, config).await?;
     if let Some(conflict) = changes.iter().find(|c| c.action == Action::Conflict) {
@@ -84,7 +78,8 @@ async fn with_server(
             format!("{} in {} cannot become what is configured: {}", conflict.what, args.data.display(), conflict.differences.join("; "));
         return Err(Failed::new(Exit::Conflict, text).hint(format!("remove {} to begin anew", args.data.display())));
     }
-    let mut worker = Box::pin(worker::run(config.clone(), stop.clone()));
+    let mut stop = shutdown.stop.clone();
+    let mut worker = Box::pin(worker::run(config.clone(), shutdown));
     let refused = |error: worker::WorkerError| Failed::new(Exit::Error, format!("the worker does not start: {error}"));
     tokio::select! {
         end = &mut worker => return end.map_err(refused),

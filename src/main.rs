@@ -55,11 +55,11 @@ async fn run_worker(global: Global, args: WorkerArgs) -> ExitCode {
     if let Err(error) = telemetry::init(&config.log) {
         return fail(&error.to_string(), Exit::Usage);
     }
-    let stop = match shutdown::on_signals(Duration::from_secs_f64(config.worker.drain_timeout_s)) {
-        Ok(stop) => stop,
+    let shutdown = match shutdown::on_signals(Duration::from_secs_f64(config.worker.drain_timeout_s)) {
+        Ok(shutdown) => shutdown,
         Err(error) => return fail(&format!("cannot listen for signals: {error}"), Exit::Error),
     };
-    match worker::run(config, stop).await {
+    match worker::run(config, shutdown).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ (WorkerError::Instance(_) | WorkerError::NeverFits(_))) => fail(&error.to_string(), Exit::Usage),
         Err(error) => fail(&error.to_string(), Exit::Error),

@@ -75,3 +75,5 @@ mod server_faults;
 mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;
+#[path = "integration/workers.rs"]
+mod workers;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
-use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, list::ListArgs};
-use super::{logs::LogsArgs, run::RunArgs};
+use super::{cancel::CancelArgs, dead::DeadAction, drain::DrainArgs, events::EventsArgs, init::InitArgs, list::ListArgs};
+use super::{logs::LogsArgs, run::RunArgs, workers::WorkersArgs};
 use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
@@ -85,6 +85,10 @@ pub enum Operation {
     Events(EventsArgs),
     /// Stop a task, queued or running
     Cancel(CancelArgs),
+    /// Show the workers of the fleet
+    Workers(WorkersArgs),
+    /// Ask a worker to take no more work and to end when it has none
+    Drain(DrainArgs),
     /// Look at what could not become a task, and queue it again
     Dead {
         /// What to do with them.

@@ -3,6 +3,7 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
+use crate::bus::command::{WorkerAnswer, WorkerRequest};
 use crate::task::{Assignment, Event, log_chunk::LogChunk};
 
 /// File name (without `.schema.json`) and schema of each.
@@ -12,6 +13,8 @@ pub fn all() -> Vec<(&'static str, Value)> {
         ("assignment", schema_of::<Assignment>("assignment")),
         ("event", schema_of::<Event>("event")),
         ("log_chunk", schema_of::<LogChunk>("log_chunk")),
+        ("worker_request", schema_of::<WorkerRequest>("worker_request")),
+        ("worker_answer", schema_of::<WorkerAnswer>("worker_answer")),
         ("config", schema_of::<crate::config::Config>("config")),
     ]
 }
