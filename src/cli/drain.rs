@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
+use tokio::time::Instant;
 
 use super::args::positive;
 use super::follow::{Interrupts, after};
@@ -17,6 +18,9 @@ use crate::task::WorkerId;
 const LOOK: Duration = Duration::from_millis(500);
 /// A process of a name that others answer for is gone when it was not among them so many times in a row.
 const MISSES: u32 = 3;
+
+/// Nothing heard of NATS for so long while waiting: it may have gone with the worker (`windlass dev`), and nothing can be known.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// `windlass drain`
 #[derive(Debug, Clone, Args)]
@@ -109,10 +113,11 @@ async fn wait(bus: &Bus, args: &DrainArgs, answers: &[WorkerAnswer], output: &Ou
 async fn until_gone(bus: &Bus, worker: &WorkerId, answers: &[WorkerAnswer], output: &Output) -> Result<(), BusError> {
     let mut awaited = Awaited::new(answers);
     let request = WorkerRequest { v: 1, action: "status".to_owned(), now: false, instance: None };
-    let mut running = None;
+    let (mut running, mut contact) = (None, Instant::now());
     loop {
         match bus.ask_worker(worker, &request).await {
             Ok(answers) => {
+                contact = Instant::now();
                 awaited.heard(&answers);
                 let now: u32 = answers.iter().filter(|answer| awaited.is_awaited(answer)).map(|answer| answer.running).sum();
                 if running.replace(now) != Some(now) && !awaited.is_over() {
@@ -122,8 +127,9 @@ async fn until_gone(bus: &Bus, worker: &WorkerId, answers: &[WorkerAnswer], outp
             // Frozen, or cut off: its presence goes away by itself.
             Err(error) if error.is_transient() => match bus.workers().await {
                 Ok(workers) if workers.iter().all(|presence| presence.worker_id != *worker) => return Ok(()),
-                Ok(_) => {}
-                Err(error) => output.warn(&error.to_string()),
+                Ok(_) => contact = Instant::now(),
+                Err(error) if contact.elapsed() > PATIENCE => return Err(error),
+                Err(_) => {}
             },
             Err(error) => return Err(error),
         }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Shared, Stop};
 use crate::bus::command::{WorkerAnswer, WorkerRequest, WorkerState};
@@ -19,8 +19,8 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 /// Announces and answers until it is closed.
 #[derive(Debug)]
 pub(super) struct Desk {
-    announcing: JoinHandle<()>,
-    answering: JoinHandle<()>,
+    announcing: AbortOnDropHandle<()>,
+    answering: AbortOnDropHandle<()>,
     over: oneshot::Sender<()>,
 }
 
@@ -28,18 +28,17 @@ impl Desk {
     /// Opens it; presence is for people, so nothing waits for it.
     pub(super) fn open(shared: &Arc<Shared>, shutdown: Shutdown) -> Self {
         let (over, is_over) = oneshot::channel();
-        let announcing = tokio::spawn(announce(Arc::clone(shared), is_over));
-        let answering = tokio::spawn(answer(Arc::clone(shared), shutdown));
+        let announcing = AbortOnDropHandle::new(tokio::spawn(announce(Arc::clone(shared), is_over)));
+        let answering = AbortOnDropHandle::new(tokio::spawn(answer(Arc::clone(shared), shutdown)));
         Self { announcing, answering, over }
     }
 
     /// The worker has ended: nobody is answered any more, and its presence is taken back.
     pub(super) async fn close(self) {
-        self.answering.abort();
+        drop(self.answering);
         let _ = self.over.send(());
-        let stop = self.announcing.abort_handle();
         if tokio::time::timeout(LAST_WORD, self.announcing).await.is_err() {
-            stop.abort();
+            tracing::debug!("no time to take the presence back");
         }
     }
 }

@@ -9,6 +9,7 @@ use windlass::task::{EventKind, Reason};
 
 use super::cli::{code, json_lines, run};
 use crate::harness::job::Gate;
+use crate::harness::server::{Options, Server};
 use crate::harness::{Fleet, Job, PATIENCE};
 
 #[tokio::test]
@@ -198,6 +199,28 @@ async fn of_two_workers_of_one_name_both_answer_or_the_one_that_is_meant() {
     for worker in [first, second] {
         assert!(worker.exit(PATIENCE).await.success());
     }
+    fleet.finish_unchecked().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_a_worker_is_told_when_nats_is_gone_too() {
+    let Some(server) = Server::private(Options::default()) else { return };
+    let fleet = Fleet::on(server, &[("WORKER__DRAIN_TIMEOUT_S", "600"), ("BUS__REQUEST_TIMEOUT_S", "2")]).await;
+    let worker = fleet.worker(&[]);
+    let gate = Gate::new(&fleet.dir, "gone");
+    let task = fleet.submit(&Job::bash(gate.wait())).await;
+    fleet.event(&task, EventKind::TaskStarted).await;
+    let mut verb = fleet.cli(["drain", &worker.id, "--wait"]);
+    let mut wait = verb.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::null()).spawn().unwrap();
+    let mut lines = BufReader::new(wait.stdout.take().unwrap()).lines();
+    tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it answers").unwrap().expect("a line");
+    fleet.server.kill9();
+    let status = tokio::time::timeout(PATIENCE, wait.wait()).await.expect("it does not wait for ever").unwrap();
+    assert_eq!(status.code(), Some(6));
+    fleet.server.restart();
+    gate.open();
+    assert!(worker.exit(PATIENCE).await.success());
+    assert_eq!(fleet.end(&task).await.reason, Some(Reason::Ok));
     fleet.finish_unchecked().await;
 }
 
