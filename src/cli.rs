@@ -18,11 +18,14 @@ mod cancel;
 mod config;
 mod dead;
 mod doctor;
+mod drain;
 mod events;
 mod exit;
 mod file;
+mod filter;
 mod follow;
 mod init;
+mod list;
 mod logs;
 mod output;
 mod plan;
@@ -35,6 +38,7 @@ mod submit;
 mod terminal;
 mod top;
 mod verdict;
+mod workers;
 
 pub use args::{Cli, DevArgs, Global, GuardArgs, Operation, Verb, WorkerArgs};
 pub use exit::Exit;
@@ -189,6 +193,9 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Plan(args) => plan::run(global, &args, output),
         Operation::Run(args) => Box::pin(run::run(global, &args, output)).await,
         Operation::Status(args) => status::run(global, &args, output).await,
+        Operation::List(args) => Box::pin(list::run(global, &args, output)).await,
+        Operation::Workers(args) => Box::pin(workers::run(global, &args, output)).await,
+        Operation::Drain(args) => Box::pin(drain::run(global, &args, output)).await,
         Operation::Logs(args) => Box::pin(logs::run(global, &args, output)).await,
         Operation::Events(args) => Box::pin(events::run(global, &args, output)).await,
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,

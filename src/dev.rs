@@ -10,7 +10,6 @@ use std::path::Path;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use tokio::sync::watch;
 
 mod guard;
 mod server;
@@ -23,7 +22,7 @@ use crate::bus::read::{EventFilter, From};
 use crate::bus::{Bus, BusError, Patience};
 use crate::cli::{DevArgs, Exit, Failed, Global, Output, event_line};
 use crate::config::Config;
-use crate::shutdown;
+use crate::shutdown::{self, Shutdown};
 use crate::telemetry::{self, causes};
 use crate::worker::http::Endpoint;
 use crate::worker::{self, Stop};
@@ -50,8 +49,8 @@ async fn serve(global: &Global, args: &DevArgs, output: &Output) -> Result<(), F
     let mut config = global.load_config()?;
     quiet_unless_asked(&mut config);
     telemetry::init(&config.log).map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
-    let stop = shutdown::on_signals(DRAIN.min(Duration::from_secs_f64(config.worker.drain_timeout_s)))?;
-    let mut server = Server::start(args, stop.clone()).await?;
+    let shutdown = shutdown::on_signals(DRAIN.min(Duration::from_secs_f64(config.worker.drain_timeout_s)))?;
+    let mut server = Server::start(args, shutdown.stop.clone()).await?;
     config.bus.server = server.url();
     config.bus.creds.clear();
     config.worker.state_dir = server.data().join("worker");
@@ -61,7 +60,7 @@ async fn serve(global: &Global, args: &DevArgs, output: &Output) -> Result<(), F
     if config.worker.id.is_empty() {
         config.worker.id = "dev".to_owned();
     }
-    let result = with_server(&config, args, &mut server, stop, output).await;
+    let result = with_server(&config, args, &mut server, shutdown, output).await;
     server.stop().await;
     result
 }
@@ -73,13 +72,7 @@ fn quiet_unless_asked(config: &mut Config) {
     }
 }
 
-async fn with_server(
-    config: &Config,
-    args: &DevArgs,
-    server: &mut Server,
-    mut stop: watch::Receiver<Stop>,
-    output: &Output,
-) -> Result<(), Failed> {
+async fn with_server(config: &Config, args: &DevArgs, server: &mut Server, shutdown: Shutdown, output: &Output) -> Result<(), Failed> {
     let bus = Bus::connect(&config.bus, "windlass dev", Patience::FailFast).await?;
     let changes = provision::apply(&bus, config).await?;
     if let Some(conflict) = changes.iter().find(|c| c.action == Action::Conflict) {
@@ -89,7 +82,8 @@ async fn with_server(
     }
     let endpoint = Endpoint::bind(config.http.listen).await.map_err(|e| Failed::new(Exit::Conflict, causes(&e).to_string()))?;
     let http = endpoint.address();
-    let mut worker = Box::pin(worker::run(config.clone(), stop.clone(), endpoint));
+    let mut stop = shutdown.stop.clone();
+    let mut worker = Box::pin(worker::run(config.clone(), shutdown, endpoint));
     let refused = |error: worker::WorkerError| Failed::new(Exit::Error, format!("the worker does not start: {}", causes(&error)));
     tokio::select! {
         end = &mut worker => return end.map_err(refused),

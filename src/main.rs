@@ -58,8 +58,8 @@ async fn run_worker(global: Global, args: WorkerArgs) -> ExitCode {
     if let Err(error) = telemetry::init(&config.log) {
         return fail(&error.to_string(), Exit::Usage);
     }
-    let stop = match shutdown::on_signals(Duration::from_secs_f64(config.worker.drain_timeout_s)) {
-        Ok(stop) => stop,
+    let shutdown = match shutdown::on_signals(Duration::from_secs_f64(config.worker.drain_timeout_s)) {
+        Ok(shutdown) => shutdown,
         Err(error) => return fail(&format!("cannot listen for signals: {error}"), Exit::Error),
     };
     if let Err(error) = telemetry::on_hangup(as_read, move || global.load_config()) {
@@ -69,7 +69,7 @@ async fn run_worker(global: Global, args: WorkerArgs) -> ExitCode {
         Ok(endpoint) => endpoint,
         Err(error) => return fail(&causes(&error).to_string(), Exit::Usage),
     };
-    match worker::run(config, stop, endpoint).await {
+    match worker::run(config, shutdown, endpoint).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error @ (WorkerError::Instance(_) | WorkerError::NeverFits(_))) => fail(&causes(&error).to_string(), Exit::Usage),
         Err(error) => fail(&causes(&error).to_string(), Exit::Error),

@@ -6,7 +6,7 @@
 //! [`run`] connects the parts and ends when the worker has drained. What one task goes through is in `attempt`.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -16,6 +16,7 @@ mod account;
 mod attempt;
 pub mod capacity;
 pub(crate) mod clock;
+mod desk;
 mod dispatcher;
 mod drive;
 mod ground;
@@ -34,18 +35,18 @@ mod taken;
 pub use instance::{Instance, InstanceError};
 
 use crate::bus::control::Cancels;
-use crate::bus::presence::Presence;
 use crate::bus::provision::{self, UnfitStreams};
 use crate::bus::{Bus, BusError, ConnectError, Patience};
 use crate::config::{Config, OnLeaseLoss};
 use crate::execute::native::sandbox::Wish;
 use crate::execute::native::{Capabilities, StartError, Supervisor};
 use crate::report;
-use crate::task::Time;
+use crate::shutdown::Shutdown;
 use crate::telemetry::causes;
 use crate::telemetry::metrics::{Meters, MetricsError};
 use capacity::{Capacity, Machine, Need};
 use clock::Clock;
+use desk::Desk;
 use dispatcher::Dispatcher;
 use ground::Ground;
 use health::{Health, Pulls, Standing, Streams};
@@ -136,11 +137,12 @@ pub enum WorkerError {
     SupervisorLost,
 }
 
-/// Runs a worker until `stop` says otherwise and its tasks have ended. It tells of itself at `endpoint` meanwhile.
+/// Runs a worker until `shutdown` says otherwise and its tasks have ended. It tells of itself at `endpoint` meanwhile.
 ///
 /// # Errors
 /// When it cannot start, or lost its supervisor.
-pub async fn run(config: Config, stop: watch::Receiver<Stop>, endpoint: Endpoint) -> Result<(), WorkerError> {
+pub async fn run(config: Config, shutdown: Shutdown, endpoint: Endpoint) -> Result<(), WorkerError> {
+    let stop = shutdown.stop.clone();
     let instance = Instance::create(&config.worker)?;
     let capacity = Capacity::new(&config, Machine::here());
     for (name, class) in &config.classes {
@@ -198,10 +200,12 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>, endpoint: Endpoint
     });
     health.begin(&shared);
     start_background(&shared, &mut background);
+    let desk = Desk::open(&shared, shutdown);
     tracing::info!(worker_id = %shared.instance.info.worker_id, instance = shared.instance.info.instance, slots = shared.capacity.slots(), "ready");
     let end = Dispatcher::new(Arc::clone(&shared)).run().await;
     background.shutdown().await;
     shared.supervisor.shutdown().await;
+    desk.close().await;
     futures_util::future::join(shared.bus.close(), shared.sink.close()).await;
     end
 }
@@ -259,7 +263,6 @@ async fn checked(bus: &Bus, config: &Config, stopping: &mut watch::Receiver<Stop
 fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
     let of = |shared: &Arc<Shared>| Arc::clone(shared);
     background.spawn(clear_away(of(shared)));
-    background.spawn(announce(of(shared)));
     let ground = of(shared);
     background.spawn(async move { ground.ground.watch().await });
     let streams = of(shared);
@@ -284,28 +287,6 @@ async fn clear_away(shared: Arc<Shared>) {
             tracing::warn!(error = %causes(&error), "cannot sweep work directories");
         }
         tokio::time::sleep(Duration::from_secs(60)).await;
-    }
-}
-
-/// Says every few seconds that this worker is there; for people.
-async fn announce(shared: Arc<Shared>) {
-    loop {
-        let info = &shared.instance.info;
-        let presence = Presence {
-            worker_id: info.worker_id.clone(),
-            instance: info.instance.clone(),
-            host: info.host.clone(),
-            version: info.version.clone(),
-            classes: shared.config.classes.keys().map(ToString::to_string).collect(),
-            slots: shared.capacity.slots(),
-            running: shared.running.load(Ordering::Relaxed),
-            draining: *shared.stop.borrow() >= Stop::Drain,
-            time: Time::now(),
-        };
-        if let Err(error) = shared.bus.announce(&presence).await {
-            tracing::debug!(error = %causes(&error), "presence not written");
-        }
-        tokio::time::sleep(Duration::from_secs(5)).await;
     }
 }
 

@@ -57,6 +57,8 @@ mod invariants;
 mod leftovers;
 #[path = "integration/limits.rs"]
 mod limits;
+#[path = "integration/list.rs"]
+mod list;
 #[path = "integration/many_workers.rs"]
 mod many_workers;
 #[path = "integration/metrics.rs"]
@@ -95,3 +97,5 @@ mod sweeper;
 mod top;
 #[path = "integration/worker_logs.rs"]
 mod worker_logs;
+#[path = "integration/workers.rs"]
+mod workers;

@@ -96,7 +96,7 @@ impl Bed {
 
     /// The last event of a task, once it is of `kind` or the task has ended.
     pub async fn wait_for(&self, id: &str, kind: EventKind) -> Event {
-        let filter = EventFilter { tenant: None, task_id: Some(TaskId::new(id).unwrap()) };
+        let filter = EventFilter { tenant: None, task_id: Some(TaskId::new(id).unwrap()), kind: None };
         let mut events = self.bus.events(filter, From::Start, true).await.unwrap();
         loop {
             let event = events.next().await.unwrap().unwrap().head.event;

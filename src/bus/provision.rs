@@ -62,12 +62,14 @@ fn streams(subjects: &Subjects, config: &Config) -> Vec<StreamConfig> {
             discard: DiscardPolicy::New,
             max_messages_per_subject: 1,
             discard_new_per_subject: true,
+            allow_direct: true,
             description: Some("windlass: assignments".to_owned()),
             ..base(subjects.tasks_stream(), subjects.all_tasks(), s.tasks_max_age_h)
         },
         StreamConfig {
             deny_delete: true,
             deny_purge: true,
+            allow_direct: true,
             description: Some("windlass: one chain of events per task".to_owned()),
             ..base(subjects.events_stream(), subjects.events_filter(None, None), s.events_max_age_h)
         },
@@ -192,6 +194,10 @@ macro_rules! compare {
 fn stream_differences(is: &StreamConfig, should: &StreamConfig) -> Vec<Difference> {
     let mut differences = compare!(is, should, subjects: true, retention: false, storage: false, discard: true, max_messages_per_subject: true, discard_new_per_subject: true,
         max_age: true, num_replicas: true, deny_delete: false, deny_purge: false, allow_rollup: true, duplicate_window: true);
+    // What an operator allows beyond that is no mistake.
+    if should.allow_direct && !is.allow_direct {
+        differences.push(Difference { key: "allow_direct", is: "false".to_owned(), should: "true".to_owned(), changeable: true });
+    }
     if should.max_bytes > 0 && is.max_bytes != should.max_bytes {
         let (is, should) = (is.max_bytes.to_string(), should.max_bytes.to_string());
         differences.push(Difference { key: "max_bytes", is, should, changeable: true });

@@ -11,9 +11,9 @@ use futures_util::{Stream, StreamExt as _};
 use tokio::sync::watch;
 
 use super::chain::{Head, read_error, read_event};
-use super::{Bus, BusError};
+use super::{Bus, BusError, Subjects};
 use crate::task::log_chunk::LogChunk;
-use crate::task::{TaskId, Tenant};
+use crate::task::{EventKind, TaskId, Tenant};
 use crate::wire::Encoding;
 
 /// How long to trust that silence means that nothing new is there.
@@ -29,6 +29,17 @@ pub struct EventFilter {
     pub tenant: Option<Tenant>,
     /// Of one task.
     pub task_id: Option<TaskId>,
+    /// Of one kind; counts only without a task.
+    pub kind: Option<EventKind>,
+}
+
+impl EventFilter {
+    pub(super) fn subject(&self, subjects: &Subjects) -> String {
+        match (self.kind, &self.task_id) {
+            (Some(kind), None) => subjects.events_of_kind(self.tenant.as_ref(), kind),
+            (_, task_id) => subjects.events_filter(self.tenant.as_ref(), task_id.as_ref()),
+        }
+    }
 }
 
 /// From where.
@@ -90,20 +101,14 @@ impl Bus {
         from: From,
         follow: bool,
     ) -> Result<impl Stream<Item = Result<ReadEvent, BusError>> + Send + Unpin + use<>, BusError> {
-        let filter = self.subjects().events_filter(filter.tenant.as_ref(), filter.task_id.as_ref());
+        let filter = filter.subject(self.subjects());
         let stream = self.subjects().events_stream();
         let first = match from {
             From::Start => 1,
             From::New => self.last_sequence(&stream).await? + 1,
         };
         let tail = self.tail(&stream, &filter, first, follow).await?;
-        Ok(Box::pin(tail.into_stream().map(|message| {
-            let message = message?;
-            let content_type = message.headers.get("Content-Type").map(|v| v.as_str());
-            let head = read_event(message.sequence, content_type, &message.payload)
-                .map_err(|text| BusError::Unreadable { what: format!("event {}", message.sequence), text })?;
-            Ok(ReadEvent { subject: message.subject.to_string(), head })
-        })))
+        Ok(Box::pin(tail.into_stream().map(|message| event_of(&message?))))
     }
 
     /// Log chunks of a task over all attempts, oldest first.
@@ -176,6 +181,14 @@ impl Tail {
             }
         })
     }
+}
+
+/// A stored event.
+pub(super) fn event_of(message: &StreamMessage) -> Result<ReadEvent, BusError> {
+    let content_type = message.headers.get("Content-Type").map(|v| v.as_str());
+    let head = read_event(message.sequence, content_type, &message.payload)
+        .map_err(|text| BusError::Unreadable { what: format!("event {}", message.sequence), text })?;
+    Ok(ReadEvent { subject: message.subject.to_string(), head })
 }
 
 impl Live {

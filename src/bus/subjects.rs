@@ -1,6 +1,6 @@
 //! Names of subjects, streams and consumers: pure text.
 
-use crate::task::{ClassName, EventKind, Priority, TaskId, Tenant};
+use crate::task::{ClassName, EventKind, Priority, TaskId, Tenant, WorkerId};
 
 /// All names below one prefix.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -140,6 +140,33 @@ impl Subjects {
         format!("{}.events.{}.{}.*", self.prefix, tenant.map_or("*", Tenant::as_str), task_id.map_or("*", TaskId::as_str))
     }
 
+    /// Events of one kind, of every task or of one tenant's.
+    #[must_use]
+    pub fn events_of_kind(&self, tenant: Option<&Tenant>, kind: EventKind) -> String {
+        format!("{}.events.{}.*.{kind}", self.prefix, tenant.map_or("*", Tenant::as_str))
+    }
+
+    /// Tenant, task and kind tokens of an event's subject, unless it is none.
+    #[must_use]
+    pub fn parse_event<'a>(&self, subject: &'a str) -> Option<(&'a str, &'a str, &'a str)> {
+        let rest = subject.strip_prefix(&self.prefix)?.strip_prefix(".events.")?;
+        let (tenant, rest) = rest.split_once('.')?;
+        let (task_id, kind) = rest.split_once('.')?;
+        Some((tenant, task_id, kind))
+    }
+
+    /// Assignments of a class, of a tenant, of all.
+    #[must_use]
+    pub fn queued_filter(&self, class: Option<&ClassName>, tenant: Option<&Tenant>) -> String {
+        format!("{}.tasks.{}.*.{}.*", self.prefix, class.map_or("*", ClassName::as_str), tenant.map_or("*", Tenant::as_str))
+    }
+
+    /// Where one worker takes requests.
+    #[must_use]
+    pub fn control_worker(&self, worker_id: &WorkerId) -> String {
+        format!("{}.control-workers.{worker_id}", self.prefix)
+    }
+
     /// First part of an attempt's log subjects; the stream's name follows.
     #[must_use]
     pub fn log_base(&self, tenant: &Tenant, task_id: &TaskId, attempt: u32) -> String {
@@ -200,5 +227,7 @@ mod tests {
         assert!(subjects.parse_task("other.tasks.cpu_short.high.acme.a").is_none());
         assert_eq!(subjects.dead("a.b", "acme"), "windlass.dead._.acme");
         assert_eq!(subjects.tasks_stream(), "WINDLASS_TASKS");
+        assert_eq!(subjects.parse_event("windlass.events.acme.a1.task_started"), Some(("acme", "a1", "task_started")));
+        assert_eq!(subjects.parse_event("windlass.events.acme.a1"), None);
     }
 }

@@ -5,10 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
-use super::{bench::BenchArgs, cancel::CancelArgs, config::ConfigAction, dead::DeadAction, doctor::DoctorArgs};
-use super::{events::EventsArgs, init::InitArgs};
-use super::{logs::LogsArgs, plan::PlanArgs, run::RunArgs, schema::SchemaArgs, shell::CompletionsArgs, shell::ManArgs};
-use super::{status::StatusArgs, submit::SubmitArgs, top::TopArgs};
+use super::{bench::BenchArgs, cancel::CancelArgs, config::ConfigAction, dead::DeadAction, doctor::DoctorArgs, drain::DrainArgs};
+use super::{events::EventsArgs, init::InitArgs, list::ListArgs, logs::LogsArgs, plan::PlanArgs, run::RunArgs, schema::SchemaArgs};
+use super::{shell::CompletionsArgs, shell::ManArgs, status::StatusArgs, submit::SubmitArgs, top::TopArgs, workers::WorkersArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
 use crate::wire::Encoding;
@@ -83,12 +82,18 @@ pub enum Operation {
     Run(Box<RunArgs>),
     /// Show where a task stands
     Status(StatusArgs),
+    /// List tasks, newest first
+    List(ListArgs),
     /// Show a task's output, checked against its manifest
     Logs(LogsArgs),
     /// Show events of one task or of all
     Events(EventsArgs),
     /// Stop a task, queued or running
     Cancel(CancelArgs),
+    /// Show the workers of the fleet
+    Workers(WorkersArgs),
+    /// Ask a worker to take no more work and to end when it has none
+    Drain(DrainArgs),
     /// Look at what could not become a task, and queue it again
     Dead {
         /// What to do with them.

@@ -44,7 +44,7 @@ pub(super) struct Watch {
 impl Watch {
     /// From the task's first event on.
     pub(super) async fn open(bus: &Bus, tenant: &Tenant, task_id: &TaskId) -> Result<Self, BusError> {
-        let filter = EventFilter { tenant: Some(tenant.clone()), task_id: Some(task_id.clone()) };
+        let filter = EventFilter { tenant: Some(tenant.clone()), task_id: Some(task_id.clone()), kind: None };
         let events = bus.events(filter, From::Start, true).await?;
         let chunks = bus.log_chunks(tenant, task_id, true).await?;
         Ok(Self::of(events, chunks))

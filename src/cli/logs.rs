@@ -116,7 +116,7 @@ async fn attempt(bus: &Bus, args: &LogsArgs, found: &Found) -> Result<Option<Att
     if let (None, Some(manifest)) = (args.attempt, &last) {
         return Ok(Some(Attempt { fence: manifest.fence, manifest: last }));
     }
-    let filter = EventFilter { tenant: Some(found.tenant.clone()), task_id: Some(args.task.id.clone()) };
+    let filter = EventFilter { tenant: Some(found.tenant.clone()), task_id: Some(args.task.id.clone()), kind: None };
     let mut events = bus.events(filter, From::Start, false).await?;
     let mut chosen: Option<Attempt> = None;
     while let Some(read) = events.next().await {

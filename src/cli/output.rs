@@ -107,6 +107,11 @@ impl Output {
         out.flush()
     }
 
+    /// Where a table that changes is shown.
+    pub(super) fn frames(&self) -> Frames<'_> {
+        Frames { output: self, opened: false }
+    }
+
     /// Output of a task, to stdout or stderr: as it is, but on a terminal nothing that drives one.
     pub(super) fn of_task(&self, bytes: &[u8], to_stderr: bool) -> io::Result<()> {
         match &self.screens[usize::from(to_stderr)] {
@@ -176,6 +181,39 @@ impl Output {
 
     fn say(&self, text: &str, style: Style) {
         let _ = writeln!(io::stderr().lock(), "{}", paint(&format!("windlass: {}", visible(text)), style, self.colour_notices));
+    }
+}
+
+/// A table that is shown again and again: in place on a terminal, one after the other elsewhere.
+#[derive(Debug)]
+pub(super) struct Frames<'a> {
+    output: &'a Output,
+    opened: bool,
+}
+
+impl Frames<'_> {
+    /// Shows the next one.
+    pub(super) fn show(&mut self, table: &Table) -> io::Result<()> {
+        let text = table.render(self.output.colour);
+        let first = !std::mem::replace(&mut self.opened, true);
+        let mut out = io::stdout().lock();
+        match (io::stdout().is_terminal(), first) {
+            // The terminal's second screen, so that what was there before is there again afterwards; then from its top.
+            (true, true) => write!(out, "\x1b[?1049h\x1b[H\x1b[2J{text}")?,
+            (true, false) => write!(out, "\x1b[H\x1b[2J{text}")?,
+            (false, true) => write!(out, "{text}")?,
+            (false, false) => write!(out, "\n{text}")?,
+        }
+        out.flush()
+    }
+}
+
+impl Drop for Frames<'_> {
+    fn drop(&mut self) {
+        if self.opened && io::stdout().is_terminal() {
+            // Nobody is left to tell when it is closed.
+            let _ = write!(io::stdout().lock(), "\x1b[?1049l").and_then(|()| io::stdout().flush());
+        }
     }
 }
 

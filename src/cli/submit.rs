@@ -195,7 +195,7 @@ pub(super) async fn run(global: &Global, args: &SubmitArgs, output: &mut Output)
 fn filter(all: &[Ready]) -> EventFilter {
     let (first, rest) = all.split_first().map_or((None, all), |(first, rest)| (Some(first), rest));
     let tenant = first.filter(|f| rest.iter().all(|r| r.tenant == f.tenant)).map(|f| f.tenant.clone());
-    EventFilter { tenant, task_id: first.filter(|_| rest.is_empty()).map(|f| f.task_id.clone()) }
+    EventFilter { tenant, task_id: first.filter(|_| rest.is_empty()).map(|f| f.task_id.clone()), kind: None }
 }
 
 type Keys = BTreeSet<(Tenant, TaskId)>;

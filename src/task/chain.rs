@@ -27,6 +27,9 @@ pub enum RunState {
 }
 
 impl RunState {
+    /// All states.
+    pub const ALL: [Self; 7] = [Self::Pending, Self::Running, Self::Retrying, Self::Succeeded, Self::Failed, Self::Timeout, Self::Canceled];
+
     /// The word on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -29,6 +29,10 @@ pub enum EventKind {
 }
 
 impl EventKind {
+    /// All kinds.
+    pub const ALL: [Self; 6] =
+        [Self::TaskStarted, Self::TaskProgress, Self::TaskRetrying, Self::TaskReleased, Self::TaskCompleted, Self::TaskFailed];
+
     /// The last token of the subject, and the `event` field.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -133,6 +133,9 @@ impl std::fmt::Display for Reason {
 }
 
 impl Outcome {
+    /// All outcomes.
+    pub const ALL: [Self; 5] = [Self::Success, Self::Failure, Self::Timeout, Self::Cancellation, Self::Error];
+
     /// The word on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {

@@ -48,6 +48,12 @@ impl Time {
     pub fn plus(self, delay: Duration) -> Self {
         SignedDuration::try_from(delay).ok().and_then(|d| self.0.checked_add(d).ok()).map_or(Self(Timestamp::MAX), Self)
     }
+
+    /// `self` less `span`, clamped to what can be written.
+    #[must_use]
+    pub fn minus(self, span: Duration) -> Self {
+        SignedDuration::try_from(span).ok().and_then(|d| self.0.checked_sub(d).ok()).map_or(Self(Timestamp::MIN), Self)
+    }
 }
 
 impl fmt::Display for Time {
@@ -99,5 +105,7 @@ mod tests {
         assert_eq!(time.to_string().parse::<Time>().expect("own output"), time);
         assert_eq!(time.plus(Duration::from_millis(5)).after(time), Duration::from_millis(5));
         assert_eq!(time.after(time.plus(Duration::from_secs(1))), Duration::ZERO);
+        assert_eq!(time.minus(Duration::from_secs(1)).plus(Duration::from_secs(1)), time);
+        assert!(time.minus(Duration::MAX) < time);
     }
 }

@@ -4,6 +4,7 @@
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
+use crate::bus::command::{WorkerAnswer, WorkerRequest};
 use crate::task::{Assignment, Event, log_chunk::LogChunk};
 
 pub mod asyncapi;
@@ -22,6 +23,8 @@ pub fn all() -> Vec<(&'static str, Value)> {
         ("assignment", schema_of::<Assignment>("assignment")),
         ("event", schema_of::<Event>("event")),
         ("log_chunk", schema_of::<LogChunk>("log_chunk")),
+        ("worker_request", schema_of::<WorkerRequest>("worker_request")),
+        ("worker_answer", schema_of::<WorkerAnswer>("worker_answer")),
         ("config", schema_of::<crate::config::Config>("config")),
     ]
 }

@@ -13,23 +13,23 @@ use crate::harness::server::Server;
 use crate::harness::worker::windlass as command;
 use crate::harness::{Fleet, Job, PATIENCE, Task, leftovers};
 
-async fn run(mut command: Command) -> Output {
+pub(crate) async fn run(mut command: Command) -> Output {
     tokio::time::timeout(PATIENCE, command.output()).await.expect("the verb ends").expect("windlass starts")
 }
 
-fn code(output: &Output) -> i32 {
+pub(crate) fn code(output: &Output) -> i32 {
     output.status.code().unwrap_or_else(|| panic!("{output:?}"))
 }
 
-fn text(output: &Output) -> String {
+pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-fn said(output: &Output) -> String {
+pub(crate) fn said(output: &Output) -> String {
     format!("stdout: {}\nstderr: {}", text(output), String::from_utf8_lossy(&output.stderr))
 }
 
-fn json_lines(output: &Output) -> Vec<Value> {
+pub(crate) fn json_lines(output: &Output) -> Vec<Value> {
     text(output).lines().map(|l| serde_json::from_str(l).unwrap_or_else(|e| panic!("{e} in {l:?}"))).collect()
 }
 
