@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::output::{Style, Table};
 use super::{Exit, Failed, Output};
@@ -58,27 +58,19 @@ fn show(name: &str, output: &Output) -> Result<Exit, Failed> {
     if output.is_json() {
         output.json(schema)?;
     } else {
-        output.line(pretty(schema)?.trim_end())?;
+        output.line(&format!("{schema:#}"))?;
     }
     Ok(Exit::Done)
 }
 
-fn pretty(value: &Value) -> Result<String, Failed> {
-    Ok(format!("{}\n", serde_json::to_string_pretty(value).map_err(std::io::Error::from)?))
-}
-
 /// Every generated file of the repository, with its text.
-fn generated() -> Result<Vec<(PathBuf, String)>, Failed> {
-    let mut files = Vec::new();
-    for (name, schema) in schema::all() {
-        files.push((format!("schemas/{name}.schema.json").into(), pretty(&schema)?));
-    }
-    files.push(("docs/configuration.md".into(), reference()));
-    Ok(files)
+fn generated() -> Vec<(PathBuf, String)> {
+    let schemas = schema::files().into_iter().map(|(name, text)| (Path::new("schemas").join(name), text));
+    schemas.chain([("docs/configuration.md".into(), reference())]).collect()
 }
 
 fn write(dir: &Path, output: &Output) -> Result<Exit, Failed> {
-    for (path, text) in generated()? {
+    for (path, text) in generated() {
         let path = dir.join(path);
         let written = path.parent().map_or(Ok(()), std::fs::create_dir_all).and_then(|()| std::fs::write(&path, text));
         written.map_err(|e| Failed::new(Exit::Error, format!("cannot write {}: {e}", path.display())))?;
@@ -89,7 +81,7 @@ fn write(dir: &Path, output: &Output) -> Result<Exit, Failed> {
 
 fn check(dir: &Path) -> Result<Exit, Failed> {
     let mut stale = Vec::new();
-    for (path, text) in generated()? {
+    for (path, text) in generated() {
         if std::fs::read_to_string(dir.join(&path)).ok().as_deref() != Some(text.as_str()) {
             stale.push(path.display().to_string());
         }
@@ -107,7 +99,7 @@ mod tests {
     #[test]
     fn the_repository_has_what_the_types_say() {
         let repository = Path::new(env!("CARGO_MANIFEST_DIR"));
-        for (path, text) in generated().unwrap() {
+        for (path, text) in generated() {
             let there = std::fs::read_to_string(repository.join(&path)).unwrap_or_default();
             assert!(there == text, "{} is stale: run `make schemas`", path.display());
         }

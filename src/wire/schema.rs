@@ -5,6 +5,12 @@ use serde_json::Value;
 
 use crate::task::{Assignment, Event, log_chunk::LogChunk};
 
+/// Every file of `schemas/`: name and text.
+#[must_use]
+pub fn files() -> Vec<(String, String)> {
+    all().into_iter().map(|(name, schema)| (format!("{name}.schema.json"), format!("{schema:#}\n"))).collect()
+}
+
 /// File name (without `.schema.json`) and schema of each.
 #[must_use]
 pub fn all() -> Vec<(&'static str, Value)> {
