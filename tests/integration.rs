@@ -12,6 +12,8 @@
 
 mod harness;
 
+#[path = "integration/asyncapi.rs"]
+mod asyncapi;
 #[path = "integration/bad_input.rs"]
 mod bad_input;
 #[path = "integration/cancel.rs"]
@@ -37,10 +39,14 @@ mod drain;
 mod durability;
 #[path = "integration/escape.rs"]
 mod escape;
+#[path = "integration/examples.rs"]
+mod examples;
 #[path = "integration/flow.rs"]
 mod flow;
 #[path = "integration/golden.rs"]
 mod golden;
+#[path = "integration/health.rs"]
+mod health;
 #[path = "integration/invariants.rs"]
 mod invariants;
 #[path = "integration/leftovers.rs"]
@@ -49,6 +55,8 @@ mod leftovers;
 mod limits;
 #[path = "integration/many_workers.rs"]
 mod many_workers;
+#[path = "integration/metrics.rs"]
+mod metrics;
 #[path = "integration/native.rs"]
 mod native;
 #[path = "integration/network.rs"]
@@ -73,7 +81,11 @@ mod sandbox;
 mod secrets;
 #[path = "integration/server_faults.rs"]
 mod server_faults;
+#[path = "integration/shipping.rs"]
+mod shipping;
 #[path = "integration/soak.rs"]
 mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;
+#[path = "integration/worker_logs.rs"]
+mod worker_logs;

@@ -124,6 +124,23 @@ fn consumers(subjects: &Subjects, config: &Config) -> Vec<(String, pull::Config)
     config.classes.keys().flat_map(|class| Priority::ALL.into_iter().map(move |priority| one(class, priority))).collect()
 }
 
+/// Streams and consumers of a configuration as JetStream's API takes them.
+#[derive(Debug)]
+pub(crate) struct Described {
+    /// In the order of the contract.
+    pub(crate) streams: Vec<serde_json::Value>,
+    /// Of every class and priority.
+    pub(crate) consumers: Vec<serde_json::Value>,
+}
+
+/// What `windlass init` asks for, for the documents of the contract.
+pub(crate) fn described(subjects: &Subjects, config: &Config) -> Described {
+    // A value that cannot be written is null, and the documents' tests find it.
+    let streams = streams(subjects, config).iter().map(|s| serde_json::to_value(s).unwrap_or_default()).collect();
+    let consumers = consumers(subjects, config).iter().map(|(_, c)| serde_json::to_value(c).unwrap_or_default()).collect();
+    Described { streams, consumers }
+}
+
 /// A key that is not as it should be: `(key, is, should be, can be changed)`.
 type Difference = (&'static str, String, String, bool);
 
@@ -267,23 +284,37 @@ pub async fn restore_consumer(bus: &Bus, config: &Config, class: &ClassName, pri
 /// # Errors
 /// Names every key that breaks a promise.
 pub async fn check(bus: &Bus, config: &Config) -> Result<(), UnfitStreams> {
-    let mut broken = Vec::new();
-    for change in plan(bus, config).await? {
-        match change.action {
-            Action::Keep => {}
-            Action::Create => broken.push(format!("{}: does not exist", change.what)),
-            Action::Update | Action::Conflict => {
-                for difference in change.differences {
-                    if PROMISES.iter().any(|key| difference.starts_with(&format!("{key}:"))) {
-                        broken.push(format!("{}: {difference}", change.what));
-                    } else {
-                        tracing::warn!(what = change.what, difference, "differs from the configuration");
-                    }
-                }
+    let (broken, other) = sorted(plan(bus, config).await?);
+    for (what, difference) in other {
+        tracing::warn!(what, difference, "differs from the configuration");
+    }
+    if broken.is_empty() { Ok(()) } else { Err(UnfitStreams::Broken(broken)) }
+}
+
+/// What [`check`] would refuse to start against, if anything: for a worker that runs.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn broken(bus: &Bus, config: &Config) -> Result<Vec<String>, BusError> {
+    Ok(sorted(plan(bus, config).await?).0)
+}
+
+/// What breaks a promise, and what differs otherwise.
+fn sorted(changes: Vec<Change>) -> (Vec<String>, Vec<(String, String)>) {
+    let (mut broken, mut other) = (Vec::new(), Vec::new());
+    for Change { what, action, differences } in changes {
+        if action == Action::Create {
+            broken.push(format!("{what}: does not exist"));
+        }
+        for difference in differences {
+            if PROMISES.iter().any(|key| difference.starts_with(&format!("{key}:"))) {
+                broken.push(format!("{what}: {difference}"));
+            } else {
+                other.push((what.clone(), difference));
             }
         }
     }
-    if broken.is_empty() { Ok(()) } else { Err(UnfitStreams::Broken(broken)) }
+    (broken, other)
 }
 
 fn refused(error: &(dyn std::error::Error + 'static), what: String) -> BusError {

@@ -1,4 +1,4 @@
-//! `windlass schema`: the JSON Schemas, shown; and, for those who change the types, all that is generated from them, written
+//! `windlass schema`: the JSON Schemas and the AsyncAPI document, shown; and, for those who change the types, all that is generated from them, written
 //! into the repository or compared with what is there.
 
 use std::path::{Path, PathBuf};
@@ -24,6 +24,10 @@ pub struct SchemaArgs {
     pub check: Option<PathBuf>,
 }
 
+/// The document that is YAML, not a schema.
+const ASYNCAPI: &str = "asyncapi";
+const ABOUT_ASYNCAPI: &str = "All subjects, streams and messages, as an AsyncAPI 3.0 document (YAML)";
+
 /// Runs the verb.
 pub(super) fn run(args: &SchemaArgs, output: &Output) -> Result<Exit, Failed> {
     match args {
@@ -43,17 +47,24 @@ fn list(output: &Output) -> Result<Exit, Failed> {
         }
         table.row(vec![(name.to_owned(), Style::Plain), (what.to_owned(), Style::Plain), (schema::uri(name), Style::Dim)]);
     }
-    if !output.is_json() {
+    if output.is_json() {
+        output.json(&json!({"name": ASYNCAPI, "description": ABOUT_ASYNCAPI, "id": null}))?;
+    } else {
+        table.row([ASYNCAPI, ABOUT_ASYNCAPI, ""].map(|cell| (cell.to_owned(), Style::Plain)).to_vec());
         output.table(&table)?;
     }
     Ok(Exit::Done)
 }
 
 fn show(name: &str, output: &Output) -> Result<Exit, Failed> {
+    if name == ASYNCAPI {
+        output.line(schema::asyncapi::text().trim_end())?;
+        return Ok(Exit::Done);
+    }
     let all = schema::all();
     let Some((_, schema)) = all.iter().find(|(known, _)| *known == name) else {
         let names: Vec<&str> = all.iter().map(|(name, _)| *name).collect();
-        return Err(Failed::new(Exit::NotFound, format!("{name}: no such schema; there are {}", names.join(", "))));
+        return Err(Failed::new(Exit::NotFound, format!("{name}: no such schema; there are {}, {ASYNCAPI}", names.join(", "))));
     };
     if output.is_json() {
         output.json(schema)?;
@@ -66,7 +77,7 @@ fn show(name: &str, output: &Output) -> Result<Exit, Failed> {
 /// Every generated file of the repository, with its text.
 fn generated() -> Vec<(PathBuf, String)> {
     let schemas = schema::files().into_iter().map(|(name, text)| (Path::new("schemas").join(name), text));
-    schemas.chain([("docs/configuration.md".into(), reference())]).collect()
+    schemas.chain([(PathBuf::from("docs/configuration.md"), reference())]).collect()
 }
 
 fn write(dir: &Path, output: &Output) -> Result<Exit, Failed> {

@@ -1,6 +1,6 @@
 //! The loop that takes work in: permits first, then requests, then one task per delivery.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::capacity::{Need, Permit};
-use super::schedule::{Ask, Schedule};
+use super::schedule::{Ask, Others, Schedule};
 use super::{Shared, Stop, WorkerError, attempt};
 use crate::bus::delivery::Delivery;
 use crate::bus::provision::{self, Restored};
@@ -17,6 +17,8 @@ use crate::bus::pull::{Pulled, Puller, Trouble};
 use crate::bus::{BusError, Subjects};
 use crate::retry::Delays;
 use crate::task::{ClassName, Priority};
+use crate::telemetry::causes;
+use crate::telemetry::metrics;
 
 /// Which queue of which class.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +43,8 @@ struct Lane {
 pub struct Dispatcher {
     shared: Arc<Shared>,
     lanes: BTreeMap<ClassName, Lane>,
+    /// The classes in the order in which they may ask next.
+    turns: VecDeque<ClassName>,
     attempts: JoinSet<()>,
     queues: JoinSet<Result<(), BusError>>,
     pulled: mpsc::Receiver<(QueueId, Pulled)>,
@@ -53,7 +57,8 @@ impl Dispatcher {
     pub fn new(shared: Arc<Shared>) -> Self {
         // A queue's task waits with what it pulled while this loop is behind; each has at most one batch under way.
         let (pulled_sender, pulled) = mpsc::channel(64);
-        Self { shared, lanes: BTreeMap::new(), attempts: JoinSet::new(), queues: JoinSet::new(), pulled, pulled_sender }
+        let (lanes, turns) = (BTreeMap::new(), VecDeque::new());
+        Self { shared, lanes, turns, attempts: JoinSet::new(), queues: JoinSet::new(), pulled, pulled_sender }
     }
 
     /// Takes work in until the worker has to stop, and waits for what runs.
@@ -94,7 +99,8 @@ impl Dispatcher {
                 let puller = self.shared.bus.puller(&Subjects::consumer(class, priority)).await?;
                 let (sender, receiver) = mpsc::channel(1);
                 let id = QueueId { class: class.clone(), queue };
-                let queue = Queue { shared: Arc::clone(&self.shared), id, priority, said: None };
+                let name = Subjects::consumer(class, priority);
+                let queue = Queue { shared: Arc::clone(&self.shared), id, priority, name, troubled: false, said: None };
                 self.queues.spawn(queue.run(puller, receiver, self.pulled_sender.clone()));
                 asks.push(sender);
             }
@@ -104,30 +110,49 @@ impl Dispatcher {
                 promised: asks.iter().map(|_| Vec::new()).collect(),
                 asks,
             };
+            self.turns.push_back(class.clone());
             self.lanes.insert(class.clone(), lane);
         }
+        self.shared.pulls.begin();
         Ok(())
     }
 
-    /// Spends free permits on requests.
+    /// Spends free permits on requests, one a turn. The classes take turns: where there are fewer permits than queues, none waits
+    /// for ever behind the others.
     fn ask(&mut self) {
-        for (class, lane) in &mut self.lanes {
-            loop {
-                let free = self.shared.capacity.available(class, lane.default_need);
-                let Some(Ask { queue, batch, wait }) = lane.schedule.next(free, Instant::now()) else { break };
-                let take = || self.shared.capacity.take(class, lane.default_need);
-                lane.promised[queue] = std::iter::from_fn(take).take(batch as usize).collect();
-                if lane.asks[queue].try_send((batch, wait)).is_err() {
-                    tracing::error!(%class, queue, "a queue was asked while it was still answering");
-                }
-            }
+        let now = Instant::now();
+        let mut passed = 0;
+        while passed < self.turns.len() {
+            let Some(class) = self.turns.pop_front() else { break };
+            passed = if self.ask_one(&class, now) { 0 } else { passed + 1 };
+            self.turns.push_back(class);
         }
+    }
+
+    /// One request of that class; false when there is nothing to ask, or nothing to ask with.
+    fn ask_one(&mut self, class: &ClassName, now: Instant) -> bool {
+        let capacity = &self.shared.capacity;
+        let mut others = Others::default();
+        for (other, lane) in self.lanes.iter().filter(|(other, _)| *other != class) {
+            others.flowing |= lane.schedule.is_flowing() && capacity.available(other, lane.default_need) > 0;
+            others.empty += lane.schedule.empty();
+        }
+        let Some(lane) = self.lanes.get_mut(class) else { return false };
+        let free = capacity.available(class, lane.default_need);
+        let Some(Ask { queue, batch, wait }) = lane.schedule.next(free, now, others) else { return false };
+        let take = || capacity.take(class, lane.default_need);
+        lane.promised[queue] = std::iter::from_fn(take).take(batch as usize).collect();
+        if lane.asks[queue].try_send((batch, wait)).is_err() {
+            tracing::error!(%class, queue, "a queue was asked while it was still answering");
+        }
+        true
     }
 
     fn on_pulled(&mut self, id: QueueId, pulled: Pulled) {
         let Some(lane) = self.lanes.get_mut(&id.class) else { return };
         match pulled {
             Pulled::Delivery(delivery) => {
+                metrics::note(|m| m.delivered(&id.class, delivery.deliveries));
                 let permit = lane.promised[id.queue].pop().or_else(|| self.shared.capacity.take(&id.class, lane.default_need));
                 match permit {
                     // Asked for before the disk failed: for another worker.
@@ -168,7 +193,8 @@ impl Dispatcher {
         while queues_open || !attempts.is_empty() {
             tokio::select! {
                 pulled = self.pulled.recv(), if queues_open => match pulled {
-                    Some((_, Pulled::Delivery(delivery))) => {
+                    Some((id, Pulled::Delivery(delivery))) => {
+                        metrics::note(|m| m.delivered(&id.class, delivery.deliveries));
                         attempts.spawn(attempt::hand_back(Arc::clone(&shared), *delivery, Duration::ZERO));
                     }
                     Some((_, Pulled::Ended { .. })) => {}
@@ -217,7 +243,7 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
         && error.is_panic()
     {
         // Its message is handed out again; its process was killed with its handle.
-        tracing::error!(%error, "an attempt ended by a defect of windlass");
+        tracing::error!(error = %causes(&error), "an attempt ended by a defect of windlass");
     }
 }
 
@@ -226,6 +252,10 @@ struct Queue {
     shared: Arc<Shared>,
     id: QueueId,
     priority: Priority,
+    /// Of its consumer.
+    name: String,
+    /// Whether its last request ended badly.
+    troubled: bool,
     /// When its trouble was last said.
     said: Option<Instant>,
 }
@@ -251,6 +281,7 @@ impl Queue {
                 },
                 event = puller.next() => {
                     let event = event?;
+                    self.note(&event);
                     if let Pulled::Ended { trouble: Some(trouble), .. } = &event {
                         if !closing {
                             self.mend(trouble).await;
@@ -269,6 +300,20 @@ impl Queue {
         Ok(())
     }
 
+    /// Tells the worker's health when the queue comes into trouble, or out of it. A new connection alone is none.
+    fn note(&mut self, event: &Pulled) {
+        let trouble = match event {
+            Pulled::Ended { trouble: Some(Trouble::Reconnected), .. } => return,
+            Pulled::Ended { trouble: Some(trouble @ (Trouble::Silent | Trouble::Status(_))), .. } => Some(trouble.to_string()),
+            Pulled::Ended { trouble: None, .. } | Pulled::Delivery(_) => None,
+        };
+        if trouble.is_some() || self.troubled {
+            self.troubled = trouble.is_some();
+            self.shared.pulls.ended(&self.name, trouble);
+            self.shared.streams.doubt();
+        }
+    }
+
     /// A request ended badly: says so, and makes the consumer anew when it is gone.
     async fn mend(&mut self, trouble: &Trouble) {
         // The connection's own words are enough.
@@ -285,7 +330,7 @@ impl Queue {
             Ok(Restored::Made) => tracing::warn!(%class, priority = %self.priority, %trouble, "its consumer was gone: made anew"),
             Ok(Restored::Present) | Err(_) if quiet => return,
             Ok(Restored::Present) => tracing::warn!(%class, priority = %self.priority, %trouble, "cannot pull, trying again"),
-            Err(error) => tracing::error!(%class, priority = %self.priority, %error, "cannot pull, trying again"),
+            Err(error) => tracing::error!(%class, priority = %self.priority, error = %causes(&error), "cannot pull, trying again"),
         }
         self.said = Some(Instant::now());
     }
