@@ -156,12 +156,16 @@ fn millis(plan: &Plan) -> u64 {
     u64::try_from(plan.grace.value.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Rows of what, the value, and who decided it.
+/// Rows of what, who decided it, and the value, which may be long.
 struct Rows(Table);
 
 impl Rows {
     fn row(&mut self, what: &str, value: impl ToString, from: &str) {
-        self.0.row(vec![(what.to_owned(), Style::Dim), (value.to_string(), Style::Plain), (from.to_owned(), Style::Dim)]);
+        self.styled(what, value, from, Style::Plain);
+    }
+
+    fn styled(&mut self, what: &str, value: impl ToString, from: &str, style: Style) {
+        self.0.row(vec![(what.to_owned(), Style::Dim), (from.to_owned(), Style::Dim), (value.to_string(), style)]);
     }
 
     fn decided<T>(&mut self, what: &str, decided: &Decided<T>, text: impl ToString, class: &str) {
@@ -177,14 +181,14 @@ fn table(value: &Value, target: &Target, verdict: &Verdict) -> Table {
     let of = |key: &str| value.get(key).map_or_else(|| "?".to_owned(), |v| v.as_str().map_or_else(|| v.to_string(), str::to_owned));
     let mut rows = Rows(Table::pairs());
     let place = format!("{} of tenant {}, class {}, priority {}", of("task_id"), of("tenant"), of("class"), target.priority);
-    rows.0.pair("task", Some(place));
+    rows.row("task", place, "");
     match verdict {
         Verdict::Refused(refusal) => rows.refused(refusal),
         Verdict::Run { task, plan, waits, fits } => {
             let not_before = task.assignment.not_before.filter(|_| *waits);
             let when = not_before.map_or_else(|| "yes".to_owned(), |time| format!("yes, not before {time}"));
             let (place, style) = if *fits { ("", Style::Green) } else { (", by a worker that gives out more: [capacity]", Style::Yellow) };
-            rows.0.row(vec![("would run".to_owned(), Style::Dim), (format!("{when}{place}"), style)]);
+            rows.styled("would run", format!("{when}{place}"), "", style);
             rows.what(task, plan);
             rows.how_much(task, plan);
             rows.how_often(task, plan);
@@ -196,9 +200,11 @@ fn table(value: &Value, target: &Target, verdict: &Verdict) -> Table {
 impl Rows {
     fn refused(&mut self, Refusal { reason, error, hint }: &Refusal) {
         let why = reason.map_or_else(|| "no, nobody takes it".to_owned(), |reason| format!("no, {reason} ({})", reason.outcome()));
-        self.0.row(vec![("would run".to_owned(), Style::Dim), (why, Style::Red)]);
-        self.0.pair("error", Some(error));
-        self.0.pair("hint", hint.as_ref());
+        self.styled("would run", why, "", Style::Red);
+        self.row("error", error, "");
+        if let Some(hint) = hint {
+            self.row("hint", hint, "");
+        }
     }
 
     fn what(&mut self, task: &Task, plan: &Plan) {

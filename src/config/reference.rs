@@ -22,23 +22,6 @@ A *size* is a number of bytes, or text such as `\"512MiB\"` (B, KB, MB, GB, TB, 
 `[A-Za-z0-9_-]{1,64}`.
 ";
 
-/// The sections in the order of `config/worker.toml`, tables of names last.
-const SECTIONS: [(&str, &str); 13] = [
-    ("bus", "bus"),
-    ("worker", "worker"),
-    ("capacity", "capacity"),
-    ("cgroup", "cgroup"),
-    ("sandbox", "sandbox"),
-    ("lease", "lease"),
-    ("events", "events"),
-    ("logs", "logs"),
-    ("streams", "streams"),
-    ("sweeper", "sweeper"),
-    ("log", "log"),
-    ("tenants", "tenants.<name>"),
-    ("classes", "classes.<name>"),
-];
-
 /// What the rules are asked about: names that stand for any, and every list with something in it.
 const EXAMPLE: &str = "[tenants.any]\nuid = 1\ngid = 1\n[sandbox]\nwrite_paths = [\"/any\"]\n[classes.any]\n";
 
@@ -49,27 +32,23 @@ pub fn reference() -> String {
     let defaults = load(None, []).ok().and_then(|config| serde_json::to_value(config).ok()).unwrap_or_default();
     let rules = load_text(EXAMPLE).map(|config| rules(&config)).unwrap_or_default();
     let mut text = HEAD.to_owned();
-    let keys = schema["properties"].as_object().into_iter().flat_map(Map::keys);
-    let listed = |key: &str| SECTIONS.iter().find(|(known, _)| *known == key).map(|(_, title)| (*title).to_owned());
-    let mut sections: Vec<(usize, String, String)> = keys
-        .map(|key| {
-            let place = SECTIONS.iter().position(|(known, _)| known == key).unwrap_or(SECTIONS.len());
-            (place, key.clone(), listed(key).unwrap_or_else(|| key.clone()))
-        })
-        .collect();
-    sections.sort();
-    for (_, key, title) in sections {
-        let property = &schema["properties"][&key];
+    let mut sections: Vec<&String> = schema["properties"].as_object().into_iter().flat_map(Map::keys).collect();
+    // As `config/worker.toml` has them.
+    sections.sort_by_key(|section| written(section).0);
+    for key in sections {
+        let property = &schema["properties"][key];
         // A table of names: each is of one type.
         let named = property["patternProperties"].as_object().and_then(|patterns| patterns.values().next());
-        let (table, default, prefix) = match named {
-            Some(table) => (table, defaults[&key].as_object().and_then(|all| all.values().next()).unwrap_or(&Value::Null), "any"),
-            None => (property, &defaults[&key], ""),
+        let (table, default, title, prefix) = match named {
+            Some(table) => {
+                let default = defaults[key].as_object().and_then(|all| all.values().next()).unwrap_or(&Value::Null);
+                (table, default, format!("{key}.<name>"), format!("{key}.any"))
+            }
+            None => (property, &defaults[key], key.clone(), key.clone()),
         };
-        let prefix = if prefix.is_empty() { key.clone() } else { format!("{key}.{prefix}") };
         let about = property["description"].as_str().unwrap_or_default();
         let _ = write!(text, "\n## `[{title}]`\n\n{about}\n\n| key | type | default | meaning | allowed |\n|---|---|---|---|---|\n");
-        let mut page = Page { schema: &schema, rules: &rules, written: written(&key), text: &mut text };
+        let mut page = Page { schema: &schema, rules: &rules, written: written(key).1, text: &mut text };
         page.keys(table, default, &prefix, "");
     }
     text
@@ -87,10 +66,10 @@ fn rules(config: &Config) -> BTreeMap<String, Vec<String>> {
     rules
 }
 
-/// What `config/worker.toml` writes of a section; the first of its tables where it has names.
-fn written(section: &str) -> &'static str {
+/// Where `config/worker.toml` writes of a section, the first of its tables where it has names, and all from there on.
+fn written(section: &str) -> (usize, &'static str) {
     let begin = [format!("\n[{section}]\n"), format!("\n[{section}.")].iter().find_map(|head| DEFAULTS.find(head.as_str()));
-    begin.map_or("", |begin| &DEFAULTS[begin..])
+    begin.map_or((usize::MAX, ""), |begin| (begin, &DEFAULTS[begin..]))
 }
 
 struct Page<'a> {
@@ -173,7 +152,8 @@ mod tests {
             value.as_object().map_or(1, |table| table.values().map(leaves).sum())
         }
         assert_eq!(rows, leaves(&serde_json::to_value(config).unwrap()), "{page}");
-        assert!(SECTIONS.iter().all(|(_, title)| page.contains(&format!("## `[{title}]`"))));
+        let titles: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        assert_eq!((titles[0], titles[titles.len() - 1]), ("`[bus]`", "`[classes.<name>]`"), "in the order of the file");
         for line in page.lines().filter(|line| line.starts_with("| `")) {
             let cells: Vec<&str> = line.split(" | ").collect();
             assert_eq!(cells.len(), 5, "{line}");
