@@ -228,6 +228,7 @@ fn the_image_is_built_of_files_that_are_there_and_sent() {
     }
     // What the code takes in while it is built, from outside of src.
     assert!(sent.contains("config") && dockerfile.contains("COPY config config"), "config/worker.toml is a part of the binary");
+    assert!(sent.contains("tests/golden") && dockerfile.contains("COPY tests/golden tests/golden"), "samples are a part of the binary");
     let rust = file("Cargo.toml").lines().find_map(|line| line.strip_prefix("rust-version = ")).unwrap().trim_matches('"').to_owned();
     assert!(dockerfile.contains(&format!("RUST_IMAGE=rust:{rust}-")), "the image is built with the oldest Rust that is promised");
 }
