@@ -92,7 +92,7 @@ impl Reader {
             let expected: Vec<_> = address.split('.').collect();
             expected.len() == tokens.len() && expected.iter().zip(&tokens).all(|(e, t)| e == t || e.starts_with('{'))
         };
-        let found: Vec<_> = channels.values().filter(|c| fits(c["address"].as_str().expect("an address"))).collect();
+        let found: Vec<_> = channels.values().filter(|c| c["address"].as_str().is_some_and(fits)).collect();
         assert_eq!(found.len(), 1, "{subject} is on {} channels", found.len());
         found[0]["messages"].as_object().expect("messages").keys().cloned().collect()
     }
@@ -212,6 +212,20 @@ async fn everything_happens(fleet: &Fleet, reader: &mut Reader) {
     assert_eq!(fleet.end(&canceled).await.reason, Some(Reason::Canceled));
 }
 
+/// A request to the worker that runs, as it was sent, and its answer.
+async fn ask(fleet: &Fleet, encoding: &str) -> (Stored, Value) {
+    let encoding = if encoding == "json" { Encoding::Json } else { Encoding::Msgpack };
+    let mut headers = async_nats::HeaderMap::new();
+    headers.insert("Content-Type", encoding.content_type());
+    let body = encoding.encode(&json!({"v": 1, "action": "status"})).unwrap();
+    let subject = format!("{}.control-workers.worker-1", fleet.prefix);
+    let client = async_nats::connect(fleet.server.url()).await.expect("the server answers");
+    let asked = client.request_with_headers(subject.clone(), headers.clone(), body.clone());
+    let reply = tokio::time::timeout(PATIENCE, asked).await.expect("an answer in time").expect("an answer");
+    let request = Stored { subject, sequence: 0, time: std::time::SystemTime::now(), headers, body };
+    (request, serde_json::from_slice(&reply.payload).expect("JSON"))
+}
+
 #[tokio::test]
 async fn every_stored_message_is_as_the_document_says() {
     let mut reader = Reader::new();
@@ -223,6 +237,11 @@ async fn every_stored_message_is_as_the_document_says() {
                 reader.check(&message, &fleet.prefix);
             }
         }
+        let (request, answer) = ask(&fleet, encoding).await;
+        reader.check(&request, &fleet.prefix);
+        let described = reader.message("workerAnswer").clone();
+        assert_eq!(reader.complaints(&described["payload"], &answer), [""; 0], "{answer}");
+        reader.seen.insert("workerAnswer".to_owned());
         let bucket = fleet.stream("WORKERS");
         for message in read_all(&fleet.js, &format!("KV_{bucket}"), &format!("$KV.{bucket}.worker-1")).await {
             reader.check(&message, &fleet.prefix);

@@ -20,7 +20,7 @@ pub(super) struct Channel {
     messages: &'static [Kind],
 }
 
-const CHANNELS: [Channel; 6] = [
+const CHANNELS: [Channel; 7] = [
     Channel {
         name: "tasks",
         address: "windlass.tasks.{class}.{priority}.{tenant}.{task_id}",
@@ -64,6 +64,15 @@ const CHANNELS: [Channel; 6] = [
         messages: &[Kind::Cancel],
     },
     Channel {
+        name: "controlWorkers",
+        address: "windlass.control-workers.{worker_id}",
+        title: "Requests to one worker",
+        description: "Request and reply of core NATS, stored nowhere: nobody answers for a worker that is not connected, and each process of \
+            a name answers for itself.",
+        stream: None,
+        messages: &[Kind::WorkerRequest],
+    },
+    Channel {
         name: "deadLetters",
         address: "windlass.dead.{class}.{tenant}",
         title: "Dead letters",
@@ -76,8 +85,8 @@ const CHANNELS: [Channel; 6] = [
         name: "presence",
         address: "$KV.WINDLASS_WORKERS.{worker_id}",
         title: "Presence of workers",
-        description: "A key-value bucket, for people and never for correctness: written every few seconds, gone soon after. Keys that begin \
-            with `_` are no workers.",
+        description: "A key-value bucket, for people and never for correctness: written every few seconds, gone soon after. A worker that \
+            ends removes it (KV-Operation: DEL). Keys that begin with `_` are no workers.",
         stream: Some("_WORKERS"),
         messages: &[Kind::Presence],
     },
@@ -110,18 +119,34 @@ fn parameters(address: &str) -> Map<String, Value> {
 
 /// The document's `channels`.
 pub(super) fn all(facts: &Described) -> Value {
-    CHANNELS.iter().map(|channel| (channel.name.to_owned(), one(channel, facts))).collect::<Map<_, _>>().into()
+    let mut channels: Map<_, _> = CHANNELS.iter().map(|channel| (channel.name.to_owned(), one(channel, facts))).collect();
+    channels.insert("workerAnswers".to_owned(), answers());
+    channels.into()
+}
+
+/// Where answers go is said by each request.
+fn answers() -> Value {
+    json!({
+        "title": "Answers of workers",
+        "address": null,
+        "description": "The reply subject of the request.",
+        "messages": references(&[Kind::WorkerAnswer]),
+        "x-jetstream": {"stored": false},
+    })
+}
+
+fn references(kinds: &[Kind]) -> Map<String, Value> {
+    let names = kinds.iter().flat_map(|kind| kind.names());
+    names.map(|name| (name.clone(), json!({"$ref": format!("#/components/messages/{name}")}))).collect()
 }
 
 fn one(channel: &Channel, facts: &Described) -> Value {
-    let messages = channel.messages.iter().flat_map(|kind| kind.names());
-    let messages: Map<_, _> = messages.map(|name| (name.clone(), json!({"$ref": format!("#/components/messages/{name}")}))).collect();
     json!({
         "title": channel.title,
         "address": channel.address,
         "description": channel.description,
         "parameters": parameters(channel.address),
-        "messages": messages,
+        "messages": references(channel.messages),
         "x-jetstream": jetstream(channel, facts),
     })
 }
@@ -152,7 +177,7 @@ fn jetstream(channel: &Channel, facts: &Described) -> Value {
 mod tests {
     use super::*;
     use crate::bus::Subjects;
-    use crate::task::{ClassName, TaskId, Tenant};
+    use crate::task::{ClassName, TaskId, Tenant, WorkerId};
 
     #[test]
     fn addresses_are_the_subjects_that_are_used() {
@@ -163,6 +188,7 @@ mod tests {
             ("events", subjects.event(&tenant, &id, EventKind::TaskFailed)),
             ("logs", format!("{}.stderr", subjects.log_base(&tenant, &id, 7))),
             ("control", subjects.control(&tenant, &id)),
+            ("controlWorkers", subjects.control_worker(&WorkerId::new("w").unwrap())),
             ("deadLetters", subjects.dead("c", "t")),
             ("presence", subjects.worker_key("w")),
         ];

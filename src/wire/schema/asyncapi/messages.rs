@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::uri;
 use crate::bus::chain::{EXPECTED, EXPECTED_SUBJECT};
+use crate::bus::command::{WorkerAnswer, WorkerRequest};
 use crate::bus::control::CancelRequest;
 use crate::bus::presence::Presence;
 use crate::task::log_chunk::LogChunk;
@@ -28,6 +29,8 @@ pub(super) enum Kind {
     Event(EventKind),
     LogChunk,
     Cancel,
+    WorkerRequest,
+    WorkerAnswer,
     DeadLetter,
     Presence,
 }
@@ -47,6 +50,8 @@ impl Kind {
             Self::Event(kind) => return EncodingOf::BOTH.map(|encoding| encoding.name(&camel(kind.as_str(), false))).into(),
             Self::LogChunk => "logChunk",
             Self::Cancel => "cancel",
+            Self::WorkerRequest => "workerRequest",
+            Self::WorkerAnswer => return vec!["workerAnswer".to_owned()],
             Self::DeadLetter => return vec!["deadLetter".to_owned()],
             Self::Presence => return vec!["presence".to_owned()],
         };
@@ -61,6 +66,10 @@ impl Kind {
             Self::Event(kind) => (kind.as_str().into(), what(kind)),
             Self::LogChunk => ("Log chunk".into(), "A piece of output. In MessagePack `data` is `bin` and `encoding` is always bin."),
             Self::Cancel => ("Cancel request".into(), "Stops a task, queued or running. The answer is the event that ends the task."),
+            Self::WorkerRequest => ("Request to a worker".into(), "Who may publish it may stop workers."),
+            Self::WorkerAnswer => {
+                ("Answer of a worker".into(), "Always JSON. A request that is not understood has `ok` false, and changes nothing.")
+            }
             Self::DeadLetter => ("Dead letter".into(), "The payload as it was published, whatever it is, with its Content-Type."),
             Self::Presence => ("Presence".into(), "What a worker says of itself. Always JSON, without headers."),
         }
@@ -72,13 +81,16 @@ impl Kind {
             Self::Assignment => (Some("AssignmentHeaders"), "Assignment".into()),
             Self::Event(kind) => (Some("EventHeaders"), camel(kind.as_str(), true)),
             Self::LogChunk => (Some("LogChunkHeaders"), "LogChunk".into()),
-            Self::Cancel => (Some("CancelHeaders"), "CancelRequest".into()),
+            Self::Cancel => (Some("RequestHeaders"), "CancelRequest".into()),
+            Self::WorkerRequest => (Some("RequestHeaders"), "WorkerRequest".into()),
+            Self::WorkerAnswer => (None, "WorkerAnswer".into()),
             Self::DeadLetter => (Some("DeadLetterHeaders"), "Anything".into()),
             Self::Presence => (None, "Presence".into()),
         }
     }
 
     fn samples(self) -> &'static [(&'static str, &'static str)] {
+        const DRAIN: (&str, &str) = ("drain", r#"{"v": 1, "action": "drain", "now": false, "instance": null}"#);
         const CANCEL: (&str, &str) = ("cancel", r#"{"v": 1, "action": "cancel", "reason": "not needed any more"}"#);
         match self {
             Self::Assignment => &[golden!("assignment"), golden!("assignment_every_key"), golden!("assignment_least")],
@@ -90,7 +102,8 @@ impl Kind {
             Self::Event(EventKind::TaskFailed) => &[golden!("task_failed")],
             Self::LogChunk => &[golden!("log_chunk_text"), golden!("log_chunk_bytes"), golden!("log_chunk_last")],
             Self::Cancel => &[CANCEL],
-            Self::DeadLetter | Self::Presence => &[],
+            Self::WorkerRequest => &[DRAIN],
+            Self::WorkerAnswer | Self::DeadLetter | Self::Presence => &[],
         }
     }
 }
@@ -146,7 +159,8 @@ fn camel(text: &str, capital: bool) -> String {
 
 /// The document's `components.messages`.
 pub(super) fn all() -> Value {
-    let others = [Kind::Assignment, Kind::LogChunk, Kind::Cancel, Kind::DeadLetter, Kind::Presence];
+    let others =
+        [Kind::Assignment, Kind::LogChunk, Kind::Cancel, Kind::WorkerRequest, Kind::WorkerAnswer, Kind::DeadLetter, Kind::Presence];
     let kinds = others.into_iter().chain(EVENTS.map(Kind::Event));
     kinds.flat_map(|kind| kind.names().into_iter().map(move |name| (name.clone(), message(kind, name)))).collect::<Map<_, _>>().into()
 }
@@ -186,6 +200,8 @@ pub(super) fn schemas() -> Value {
     let _ = generator.subschema_for::<Event>();
     let _ = generator.subschema_for::<LogChunk>();
     let _ = generator.subschema_for::<CancelRequest>();
+    let _ = generator.subschema_for::<WorkerRequest>();
+    let _ = generator.subschema_for::<WorkerAnswer>();
     let _ = generator.subschema_for::<Presence>();
     let mut schemas = generator.take_definitions(true);
     for (name, file) in [("Assignment", "assignment"), ("Event", "event"), ("LogChunk", "log_chunk")] {
@@ -231,7 +247,7 @@ fn headers() -> [(&'static str, Value); 5] {
             "LogChunkHeaders",
             with_media(texts(&[("Nats-Msg-Id", "<task_id>.<attempt>.<fence>.log.<seq>")], &["Nats-Msg-Id", "Content-Type"])),
         ),
-        ("CancelHeaders", with_media(texts(&[], &[]))),
+        ("RequestHeaders", with_media(texts(&[], &[]))),
         ("DeadLetterHeaders", dead),
     ]
 }

@@ -15,7 +15,7 @@ pub(super) fn views() -> Value {
 /// `(name, view, action, channel, summary, how JetStream is used)`
 type Row = (&'static str, &'static str, &'static str, &'static str, &'static str, &'static str);
 
-const OPERATIONS: [Row; 13] = [
+const OPERATIONS: [Row; 16] = [
     (
         "submitTask",
         "orchestrator",
@@ -105,18 +105,38 @@ const OPERATIONS: [Row; 13] = [
         "Look at dead letters",
         "A consumer of one's own; letters are kept for their time, reading removes nothing.",
     ),
+    ("readPresence", "operator", "receive", "presence", "See who is there", "The newest message per key, or a watch on the bucket."),
+    (
+        "askWorker",
+        "operator",
+        "send",
+        "controlWorkers",
+        "Drain a worker from afar, or ask how it is doing",
+        "Not JetStream's: a plain request. No responders means that nobody of that name is connected.",
+    ),
+    (
+        "answerRequest",
+        "worker",
+        "receive",
+        "controlWorkers",
+        "Take requests",
+        "Not JetStream's: a plain subscription, answered on the reply subject.",
+    ),
 ];
 
 /// The document's `operations`.
 pub(super) fn all() -> Value {
     let one = |(name, view, action, channel, summary, how): &Row| {
-        let operation = json!({
+        let mut operation = json!({
             "action": action,
             "channel": {"$ref": format!("#/channels/{channel}")},
             "summary": summary,
             "tags": [{"name": view}],
             "x-jetstream": {"how": how},
         });
+        if *channel == "controlWorkers" {
+            operation["reply"] = json!({"channel": {"$ref": "#/channels/workerAnswers"}});
+        }
         ((*name).to_owned(), operation)
     };
     OPERATIONS.iter().map(one).collect::<Map<_, _>>().into()
