@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks fuzz fuzz-short
+.PHONY: help demo picture test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks fuzz fuzz-short
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -14,6 +14,9 @@ help: ## this list
 
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
+
+picture: ## docs/demo.svg, recorded from `make demo`; written anew only when what it says has changed
+	@python3 deploy/picture.py
 
 test: ## all tests: test-host, short fuzzing, test-vm
 	@$(MAKE) --no-print-directory test-host

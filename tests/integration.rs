@@ -31,6 +31,8 @@ mod crash_points;
 mod credentials;
 #[path = "integration/disk.rs"]
 mod disk;
+#[path = "integration/docs.rs"]
+mod docs;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]
