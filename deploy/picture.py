@@ -23,7 +23,7 @@ import time
 TOP = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 COLUMNS, ROWS = 118, 30
 # How long a line may keep the viewer waiting, how long the last screen stays, seconds.
-LONGEST_PAUSE, STAYS = 1.4, 6.0
+LONGEST_PAUSE, STAYS = 1.2, 8.0
 CELL, LINE, MARGIN = 7.8, 18, 14
 # The colours that `make demo` uses, by their SGR code.
 STYLES = {"1": "b", "2": "d", "31": "r", "32": "g", "33": "y", "36": "c"}
@@ -115,10 +115,12 @@ def wrapped(lines):
 
 
 def paced(rows):
-    """Times for a viewer: pauses are as long as they were, and none is tiring."""
+    """Times for a viewer, who has to read it: a while before each heading and command, and no pause that is tiring."""
     shown, before, now = [], 0.0, 0.3
     for at, goes_on, pieces in rows:
-        now += min(max(at - before, 0.02), LONGEST_PAUSE)
+        first, style = pieces[0] if pieces else ("", [])
+        least = 0 if goes_on else 1.8 if "b" in style and first[0].isdigit() else 0.9 if first.startswith("$ ") else 0.12
+        now += max(least, min(at - before, LONGEST_PAUSE))
         before = at
         shown.append((now, goes_on, pieces))
     return shown
