@@ -111,6 +111,7 @@ example 0 - logs demo-ok
 heading "Where to look next"
 cat <<'TEXT'
   target/debug/windlass dev         the same, for you to play with (Ctrl-C ends it)
+  docs/tutorial.md                  ten minutes: submit, follow, cancel, whose fault, dead letters
   README.md                         publish tasks and read events in Python
   docs/protocol.md                  subjects, events, log chunks: the contract
   docs/reasons.md                   every reason that a task can end with
