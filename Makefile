@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo picture test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks fuzz fuzz-short
+.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks fuzz fuzz-short
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -15,6 +15,7 @@ help: ## this list
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
 
+.PHONY: picture
 picture: ## docs/demo.svg, recorded from `make demo`; written anew only when what it says has changed
 	@python3 deploy/picture.py
 
@@ -77,12 +78,12 @@ schemas: ## write schemas/ from the types
 nats:
 	@deploy/fetch-nats.sh >/dev/null
 
-# Images to fill and to cut off from power, and clocks to set; without them those tests are skipped.
+# Images to fill and to cut off from power, and clocks to set; without them those tests are skipped. curl, because documents use it.
 disks:
-	@{ command -v mkfs.ext4 && command -v unshare && command -v nsenter && command -v mount && command -v faketime; } >/dev/null || \
+	@{ command -v mkfs.ext4 && command -v unshare && command -v nsenter && command -v mount && command -v faketime && command -v curl; } >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
-			apt-get install -y -qq --no-install-recommends e2fsprogs util-linux mount faketime >/dev/null 2>&1; } || \
-		echo "make: tests of disks and clocks need e2fsprogs, util-linux and faketime, and root" >&2
+			apt-get install -y -qq --no-install-recommends e2fsprogs util-linux mount faketime curl >/dev/null 2>&1; } || \
+		echo "make: tests of disks, clocks and documents need e2fsprogs, util-linux, faketime and curl, and root" >&2
 
 python: $(VENV)/ready
 

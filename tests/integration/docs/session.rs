@@ -97,7 +97,7 @@ fn shell(dir: &Path, python: Option<&Path>) -> Command {
     let own = [Some(dir.join("bin")), python.and_then(|p| Some(p.parent()?.to_owned()))];
     let inherited = std::env::var_os("PATH").unwrap_or_default();
     let path = std::env::join_paths(own.into_iter().flatten().chain(std::env::split_paths(&inherited))).expect("no colons");
-    let port = free_port();
+    let (port, http) = (free_port(), free_port());
     let mut shell = Command::new("bash");
     shell
         .arg("steps.sh")
@@ -108,6 +108,10 @@ fn shell(dir: &Path, python: Option<&Path>) -> Command {
         .env("LANG", "C.UTF-8")
         .env("PORT", port.to_string());
     shell.env("NATS_URL", format!("nats://127.0.0.1:{port}")).env(MARK, watchdog().mark());
+    shell.env("HTTP_PORT", http.to_string());
+    if windlass::config::DEFAULTS.contains("[http]") {
+        shell.env("WINDLASS__HTTP__LISTEN", format!("127.0.0.1:{http}"));
+    }
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     shell
 }
@@ -157,10 +161,11 @@ fn judge(dir: &Path, document: &Document, steps: &[Step<'_>], all_done: bool) ->
 /// One shell for all steps: a later one uses the variables of an earlier one. Each writes to a file of its own.
 ///
 /// `first_terminal` ends what runs in the first terminal by Ctrl-C and starts something else there; `dev` is told the port that
-/// every verb looks at. `until_shown` is for what goes on until Ctrl-C, and presses that once the text has appeared.
+/// every verb looks at, and `curl` asks the port that the worker has here for the usual one. `until_shown` is for what goes on until Ctrl-C, and presses that once the text has appeared.
 const PRELUDE: &str = r#"set -eu
 exec 9<&0 </dev/null >begin.out 2>&1
 first=
+curl() { command curl "${@/:9464/:$HTTP_PORT}"; }
 step() { exec >"$1.out" 2>&1; }
 shows() { # PID FILE TEXT
   until grep -qsF -- "$3" "$2"; do
