@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats python disks fuzz fuzz-short
+.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats promtool python disks fuzz fuzz-short
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -24,7 +24,7 @@ test: ## all tests: test-host, short fuzzing, test-vm
 	@$(MAKE) --no-print-directory fuzz-short
 	@$(MAKE) --no-print-directory test-vm
 
-test-host: nats python disks ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
+test-host: nats promtool python disks ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked $(CRASH_POINTS) --lib --bins --test integration
 
@@ -77,6 +77,10 @@ schemas: ## write schemas/ from the types
 
 nats:
 	@deploy/fetch-nats.sh >/dev/null
+
+# Checks what a worker says at /metrics; without it that check is skipped.
+promtool:
+	@deploy/fetch-promtool.sh >/dev/null || true
 
 # Images to fill and to cut off from power, and clocks to set; without them those tests are skipped. curl, because documents use it.
 disks:

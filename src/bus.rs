@@ -145,6 +145,12 @@ impl Bus {
         self.inner.client.server_info().version
     }
 
+    /// Whether there is a connection at this moment.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.inner.client.connection_state() == async_nats::connection::State::Connected
+    }
+
     /// Changes each time the connection was made anew: what was subscribed or asked before may be lost.
     #[must_use]
     pub fn connections(&self) -> watch::Receiver<u64> {

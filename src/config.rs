@@ -14,11 +14,13 @@ use crate::task::secret::SecretGrant;
 use crate::task::{ByteSize, ClassName, Profile, Tenant};
 use crate::wire::Encoding;
 
+mod listen;
 mod load;
 #[cfg(test)]
 mod tests;
 mod validate;
 
+pub use listen::Listen;
 pub use load::{ConfigError, DEFAULTS, environment, load, load_text};
 
 /// Everything that can be configured.
@@ -45,6 +47,8 @@ pub struct Config {
     pub streams: Streams,
     /// Repair of what crashes leave behind.
     pub sweeper: Sweeper,
+    /// Health and metrics over HTTP.
+    pub http: Http,
     /// The worker's own log.
     pub log: Log,
     /// Classes that this worker serves, by name.
@@ -234,6 +238,16 @@ pub struct Streams {
 pub struct Sweeper {
     /// Seconds between two sweeps of the fleet; 0: this worker never sweeps.
     pub interval_s: f64,
+}
+
+/// `[http]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    /// Address of `/healthz`, `/readyz` and `/metrics`; `auto`: a free port on 127.0.0.1; empty: none.
+    pub listen: Listen,
+    /// Tenants that the metrics of tasks tell apart; empty: no tenants in metrics.
+    pub metrics_tenants: Vec<Tenant>,
 }
 
 /// `[log]`

@@ -5,6 +5,7 @@
 //! killed, the supervisor kills the tasks, and the kernel kills the nats-server ([`guard`]). The data stays in
 //! `--data`, flushed to disk before each acknowledgement (`sync_interval: always`), and is found again by the next `dev`.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -22,8 +23,10 @@ use crate::bus::read::{EventFilter, From};
 use crate::bus::{Bus, BusError, Patience};
 use crate::cli::{DevArgs, Exit, Failed, Global, Output, event_line};
 use crate::config::Config;
+use crate::shutdown;
+use crate::telemetry::{self, causes};
+use crate::worker::http::Endpoint;
 use crate::worker::{self, Stop};
-use crate::{shutdown, telemetry};
 use server::Server;
 
 /// Running tasks get at most this long after Ctrl-C: somebody waits at the keyboard.
@@ -84,13 +87,15 @@ async fn with_server(
             format!("{} in {} cannot become what is configured: {}", conflict.what, args.data.display(), conflict.differences.join("; "));
         return Err(Failed::new(Exit::Conflict, text).hint(format!("remove {} to begin anew", args.data.display())));
     }
-    let mut worker = Box::pin(worker::run(config.clone(), stop.clone()));
-    let refused = |error: worker::WorkerError| Failed::new(Exit::Error, format!("the worker does not start: {error}"));
+    let endpoint = Endpoint::bind(config.http.listen).await.map_err(|e| Failed::new(Exit::Conflict, causes(&e).to_string()))?;
+    let http = endpoint.address();
+    let mut worker = Box::pin(worker::run(config.clone(), stop.clone(), endpoint));
+    let refused = |error: worker::WorkerError| Failed::new(Exit::Error, format!("the worker does not start: {}", causes(&error)));
     tokio::select! {
         end = &mut worker => return end.map_err(refused),
         () = tokio::time::sleep(WORKER_FAILS_WITHIN) => {}
     }
-    banner(config, &bus, &server.url(), output)?;
+    banner(config, &bus, (&server.url(), http), output)?;
     let mut events = Box::pin(show_events(bus, output));
     let stopped = async {
         let _ = stop.wait_for(|s| *s >= Stop::Drain).await;
@@ -117,11 +122,11 @@ async fn show_events(bus: Bus, output: &Output) -> Result<(), BusError> {
     std::future::pending().await
 }
 
-fn banner(config: &Config, bus: &Bus, url: &str, output: &Output) -> Result<(), Failed> {
+fn banner(config: &Config, bus: &Bus, (url, http): (&str, Option<SocketAddr>), output: &Output) -> Result<(), Failed> {
     if output.is_json() {
-        output.json(
-            &serde_json::json!({"nats_url": url, "prefix": config.bus.prefix, "worker_id": config.worker.id, "pid": std::process::id()}),
-        )?;
+        let http = http.map(|address| format!("http://{address}"));
+        output.json(&serde_json::json!({
+            "nats_url": url, "http_url": http, "prefix": config.bus.prefix, "worker_id": config.worker.id, "pid": std::process::id()}))?;
         return Ok(());
     }
     let default = format!("nats://127.0.0.1:{}", server::DEFAULT_PORT);
@@ -133,12 +138,14 @@ fn banner(config: &Config, bus: &Bus, url: &str, output: &Output) -> Result<(), 
          \n\
          \x20 NATS    {url}, nats-server {server}\n\
          \x20 worker  {worker}, classes {classes}\n\
+         \x20 HTTP    {http}\n\
          \n\
          Try in another terminal:\n\
          \x20 {own}windlass run -- echo hello\n\
          \x20 nats{plain} pub {subject} '{body}'\n\
          \n\
          Ctrl-C ends it and leaves no process behind. Events:",
+        http = http.map_or_else(|| "none".to_owned(), |address| format!("http://{address}: /healthz, /readyz, /metrics")),
         version = env!("CARGO_PKG_VERSION"),
         server = bus.server_version(),
         worker = config.worker.id,

@@ -4,7 +4,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use windlass::cli::{self, Cli, Exit, Global, Verb, WorkerArgs};
+use windlass::telemetry::causes;
 use windlass::worker::WorkerError;
+use windlass::worker::http::Endpoint;
 use windlass::{shutdown, supervisor, telemetry, worker};
 
 fn main() -> ExitCode {
@@ -48,6 +50,7 @@ async fn run_worker(global: Global, args: WorkerArgs) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(&error.to_string(), Exit::Usage),
     };
+    let as_read = config.clone();
     if let Some(id) = args.id {
         config.worker.id = id.to_string();
     }
@@ -59,9 +62,16 @@ async fn run_worker(global: Global, args: WorkerArgs) -> ExitCode {
         Ok(stop) => stop,
         Err(error) => return fail(&format!("cannot listen for signals: {error}"), Exit::Error),
     };
-    match worker::run(config, stop).await {
+    if let Err(error) = telemetry::on_hangup(as_read, move || global.load_config()) {
+        return fail(&format!("cannot listen for signals: {error}"), Exit::Error);
+    }
+    let endpoint = match Endpoint::bind(config.http.listen).await {
+        Ok(endpoint) => endpoint,
+        Err(error) => return fail(&causes(&error).to_string(), Exit::Usage),
+    };
+    match worker::run(config, stop, endpoint).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (WorkerError::Instance(_) | WorkerError::NeverFits(_))) => fail(&error.to_string(), Exit::Usage),
-        Err(error) => fail(&error.to_string(), Exit::Error),
+        Err(error @ (WorkerError::Instance(_) | WorkerError::NeverFits(_))) => fail(&causes(&error).to_string(), Exit::Usage),
+        Err(error) => fail(&causes(&error).to_string(), Exit::Error),
     }
 }

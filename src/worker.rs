@@ -19,6 +19,8 @@ mod clock;
 mod dispatcher;
 mod drive;
 mod ground;
+mod health;
+pub mod http;
 mod instance;
 mod progress;
 mod result;
@@ -27,6 +29,7 @@ mod schedule;
 mod signals;
 pub(crate) mod story;
 pub(crate) mod sweeper;
+mod taken;
 
 pub use instance::{Instance, InstanceError};
 
@@ -39,10 +42,14 @@ use crate::execute::native::sandbox::Wish;
 use crate::execute::native::{Capabilities, StartError, Supervisor};
 use crate::report;
 use crate::task::Time;
+use crate::telemetry::causes;
+use crate::telemetry::metrics::{Meters, MetricsError};
 use capacity::{Capacity, Machine, Need};
 use clock::Clock;
 use dispatcher::Dispatcher;
 use ground::Ground;
+use health::{Health, Pulls, Standing, Streams};
+use http::Endpoint;
 
 /// How far the worker's end has come. The order counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -68,6 +75,8 @@ pub struct Shared {
     pub(crate) cancels: Cancels,
     pub(crate) capacity: Arc<Capacity>,
     pub(crate) ground: Ground,
+    streams: Streams,
+    pulls: Pulls,
     pub(crate) clock: Clock,
     pub(crate) enforced: bool,
     pub(crate) stop: watch::Receiver<Stop>,
@@ -119,22 +128,33 @@ pub enum WorkerError {
     /// A class that this worker could never run a task of.
     #[error("classes.{0}: its defaults of cpus and memory are more than [capacity] allows; raise one or lower the other")]
     NeverFits(String),
+    /// Metrics.
+    #[error(transparent)]
+    Metrics(#[from] MetricsError),
     /// The supervisor died: its tasks are dead too, and were given back.
     #[error("the supervisor is gone; its tasks were stopped and given back")]
     SupervisorLost,
 }
 
-/// Runs a worker until `stop` says otherwise and its tasks have ended.
+/// Runs a worker until `stop` says otherwise and its tasks have ended. It tells of itself at `endpoint` meanwhile.
 ///
 /// # Errors
 /// When it cannot start, or lost its supervisor.
-pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), WorkerError> {
+pub async fn run(config: Config, stop: watch::Receiver<Stop>, endpoint: Endpoint) -> Result<(), WorkerError> {
     let instance = Instance::create(&config.worker)?;
     let capacity = Capacity::new(&config, Machine::here());
     for (name, class) in &config.classes {
         if !capacity.could_hold(Need::new(class.cpus, class.memory.bytes())) {
             return Err(WorkerError::NeverFits(name.to_string()));
         }
+    }
+    let mut background = JoinSet::new();
+    let health = Health::new(stop.clone());
+    if let Some(address) = endpoint.address() {
+        let meters =
+            Meters::new(config.classes.keys(), &config.http.metrics_tenants, Standing(Arc::clone(&health), capacity.slots().into()))?;
+        background.spawn(endpoint.serve(Arc::clone(&health), meters.install()));
+        tracing::info!(%address, "health and metrics over HTTP");
     }
     let supervisor = start_supervisor(&config, &instance.info.instance).await?;
     let enforced = supervisor.capabilities().enforced;
@@ -152,15 +172,31 @@ pub async fn run(config: Config, stop: watch::Receiver<Stop>) -> Result<(), Work
     };
     checked(&bus, &config, &mut stopping).await?;
     let (cancels, listening) = Cancels::listen(&bus).await?;
-    let mut background = JoinSet::new();
     background.spawn(listening);
     let sink = Arc::new(sink);
     let ground = Ground::new(instance.dir());
+    let (streams, pulls) = (Streams::default(), Pulls::default());
     let running = AtomicU32::new(0);
     let clock = Clock::default();
     // Before the first task: the first decision counts too.
     clock.look(&bus).await;
-    let shared = Arc::new(Shared { config, bus, sink, instance, supervisor, cancels, capacity, ground, clock, enforced, stop, running });
+    let shared = Arc::new(Shared {
+        config,
+        bus,
+        sink,
+        instance,
+        supervisor,
+        cancels,
+        capacity,
+        ground,
+        streams,
+        pulls,
+        clock,
+        enforced,
+        stop,
+        running,
+    });
+    health.begin(&shared);
     start_background(&shared, &mut background);
     tracing::info!(worker_id = %shared.instance.info.worker_id, instance = shared.instance.info.instance, slots = shared.capacity.slots(), "ready");
     let end = Dispatcher::new(Arc::clone(&shared)).run().await;
@@ -209,7 +245,7 @@ async fn checked(bus: &Bus, config: &Config, stopping: &mut watch::Receiver<Stop
     loop {
         match provision::check(bus, config).await {
             Err(UnfitStreams::Bus(error)) if error.is_transient() => {
-                tracing::warn!(%error, "cannot look at the streams yet");
+                tracing::warn!(error = %causes(&error), "cannot look at the streams yet");
                 tokio::select! {
                     () = tokio::time::sleep(Duration::from_secs(1)) => {}
                     _ = stopping.wait_for(|s| *s >= Stop::Drain) => return Ok(()),
@@ -226,6 +262,8 @@ fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
     background.spawn(announce(of(shared)));
     let ground = of(shared);
     background.spawn(async move { ground.ground.watch().await });
+    let streams = of(shared);
+    background.spawn(async move { streams.streams.watch(&streams).await });
     let clock = of(shared);
     background.spawn(async move { clock.clock.follow(&clock.bus).await });
     if shared.config.sweeper.interval_s > 0.0 {
@@ -243,7 +281,7 @@ async fn clear_away(shared: Arc<Shared>) {
         shared.instance.bury_the_dead(&shared.bus).await;
         let leavings = Arc::clone(&shared.instance.leavings);
         if let Err(error) = tokio::task::spawn_blocking(move || leavings.sweep()).await {
-            tracing::warn!(%error, "cannot sweep work directories");
+            tracing::warn!(error = %causes(&error), "cannot sweep work directories");
         }
         tokio::time::sleep(Duration::from_secs(60)).await;
     }
@@ -265,7 +303,7 @@ async fn announce(shared: Arc<Shared>) {
             time: Time::now(),
         };
         if let Err(error) = shared.bus.announce(&presence).await {
-            tracing::debug!(%error, "presence not written");
+            tracing::debug!(error = %causes(&error), "presence not written");
         }
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
@@ -279,9 +317,9 @@ async fn prune_logs(shared: Arc<Shared>) {
             report::prune(std::path::Path::new(&logs.dir), Duration::from_secs_f64(logs.dir_max_age_h * 3600.0), logs.dir_max)
         });
         match pruning.await {
-            Ok(Err(error)) => tracing::warn!(%error, "cannot prune local logs"),
+            Ok(Err(error)) => tracing::warn!(error = %causes(&error), "cannot prune local logs"),
             Ok(Ok(_)) => {}
-            Err(error) => tracing::warn!(%error, "pruning of local logs failed"),
+            Err(error) => tracing::warn!(error = %causes(&error), "pruning of local logs failed"),
         }
         tokio::time::sleep(Duration::from_secs(60)).await;
     }

@@ -25,6 +25,8 @@ pub mod disk;
 pub mod feed;
 #[path = "harness/fleet.rs"]
 pub mod fleet;
+#[path = "harness/http.rs"]
+pub mod http;
 #[path = "harness/job.rs"]
 pub mod job;
 #[path = "harness/leftovers.rs"]

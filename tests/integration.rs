@@ -43,6 +43,8 @@ mod escape;
 mod flow;
 #[path = "integration/golden.rs"]
 mod golden;
+#[path = "integration/health.rs"]
+mod health;
 #[path = "integration/invariants.rs"]
 mod invariants;
 #[path = "integration/leftovers.rs"]
@@ -51,6 +53,8 @@ mod leftovers;
 mod limits;
 #[path = "integration/many_workers.rs"]
 mod many_workers;
+#[path = "integration/metrics.rs"]
+mod metrics;
 #[path = "integration/native.rs"]
 mod native;
 #[path = "integration/network.rs"]
@@ -75,3 +79,5 @@ mod server_faults;
 mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;
+#[path = "integration/worker_logs.rs"]
+mod worker_logs;

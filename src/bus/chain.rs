@@ -14,6 +14,7 @@ use super::{Bus, BusError};
 use crate::crash;
 use crate::retry::Delays;
 use crate::task::{Event, TaskId, Tenant};
+use crate::telemetry::metrics::{self, Publication};
 use crate::wire::event::{Encoded, Fit};
 use crate::wire::{Encoding, sha256_hex};
 
@@ -96,13 +97,18 @@ impl Bus {
     }
 
     async fn append_once(&self, chain: &str, expected: u64, event: &Encoded) -> Result<Stored, BusError> {
+        let sent = Instant::now();
         let mut headers = HeaderMap::new();
         for (name, value) in &event.headers {
             headers.insert(*name, value.as_str());
         }
         headers.insert(EXPECTED, expected.to_string());
         headers.insert(EXPECTED_SUBJECT, chain);
-        self.store(event.subject.clone(), headers, event.body.clone()).await.inspect(|_| crash::event_stored(event.kind))
+        let stored = self.store(event.subject.clone(), headers, event.body.clone()).await;
+        stored.inspect(|_| {
+            metrics::note(|m| m.confirmed(Publication::Event, sent.elapsed()));
+            crash::event_stored(event.kind);
+        })
     }
 
     /// Appends `event` if the chain ends where `place` says. Sends the same bytes again until the answer is known, however
@@ -114,13 +120,25 @@ impl Bus {
         let chain = self.subjects().chain(tenant, task_id);
         let mut delays = Delays::new(Duration::from_millis(20), Duration::from_secs(2));
         let mut gone: Option<Instant> = None;
+        let mut sends = 0_u32;
         loop {
             let connection = *self.connections().borrow();
             let known = place.expected == 0 || place.seen == Some(connection);
+            if known {
+                sends += 1;
+                metrics::note(|m| {
+                    if sends > 1 {
+                        m.published_again(Publication::Event)
+                    }
+                });
+            }
             let answer = if known { Some(self.append_once(&chain, place.expected, event).await) } else { None };
             match (answer.as_ref().map_or(Answer::ReadBack, after_answer), answer) {
                 (Answer::Stored(sequence), _) => return Ok(Appended::Stored(sequence)),
-                (Answer::Never, Some(Err(error))) => return Err(error),
+                (Answer::Never, Some(Err(error))) => {
+                    metrics::note(|m| m.refused(Publication::Event));
+                    return Err(error);
+                }
                 (Answer::ReadBack, sent) => match self.last_event(&chain).await.map(|head| after_read_back(head.as_ref(), place, event)) {
                     Ok(ReadBack::Known(fate)) => return Ok(fate),
                     Ok(ReadBack::Unmoved) => {

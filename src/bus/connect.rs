@@ -11,6 +11,8 @@ use super::pulse::Pulse;
 use super::{Bus, Inner, Subjects};
 use crate::config;
 use crate::retry::Delays;
+use crate::telemetry::causes;
+use crate::telemetry::metrics;
 
 /// Oldest server that keeps every promise of the contract, see `docs/protocol.md`.
 pub const SERVER_FLOOR: (u64, u64, u64) = (2, 12, 3);
@@ -72,7 +74,7 @@ impl Bus {
             match attempt(config, name, Arc::clone(&connected)).await {
                 Ok(client) => break client,
                 Err(error @ ConnectError::Unreachable { .. }) if patience == Patience::Wait => {
-                    tracing::warn!(%error, "waiting for NATS");
+                    tracing::warn!(error = %causes(&error), "waiting for NATS");
                     delays.wait().await;
                 }
                 Err(error) => return Err(error),
@@ -158,6 +160,9 @@ fn on_event(client: &str, event: &Event, connected: &watch::Sender<u64>) {
     match event {
         Event::Connected => {
             connected.send_modify(|n| *n += 1);
+            if *connected.borrow() > 1 {
+                metrics::note(metrics::Meters::reconnected);
+            }
             tracing::info!(client, "connected to NATS");
         }
         Event::Disconnected => tracing::warn!(client, "disconnected from NATS, reconnecting"),

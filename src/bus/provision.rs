@@ -267,23 +267,37 @@ pub async fn restore_consumer(bus: &Bus, config: &Config, class: &ClassName, pri
 /// # Errors
 /// Names every key that breaks a promise.
 pub async fn check(bus: &Bus, config: &Config) -> Result<(), UnfitStreams> {
-    let mut broken = Vec::new();
-    for change in plan(bus, config).await? {
-        match change.action {
-            Action::Keep => {}
-            Action::Create => broken.push(format!("{}: does not exist", change.what)),
-            Action::Update | Action::Conflict => {
-                for difference in change.differences {
-                    if PROMISES.iter().any(|key| difference.starts_with(&format!("{key}:"))) {
-                        broken.push(format!("{}: {difference}", change.what));
-                    } else {
-                        tracing::warn!(what = change.what, difference, "differs from the configuration");
-                    }
-                }
+    let (broken, other) = sorted(plan(bus, config).await?);
+    for (what, difference) in other {
+        tracing::warn!(what, difference, "differs from the configuration");
+    }
+    if broken.is_empty() { Ok(()) } else { Err(UnfitStreams::Broken(broken)) }
+}
+
+/// What [`check`] would refuse to start against, if anything: for a worker that runs.
+///
+/// # Errors
+/// When the server does not answer.
+pub async fn broken(bus: &Bus, config: &Config) -> Result<Vec<String>, BusError> {
+    Ok(sorted(plan(bus, config).await?).0)
+}
+
+/// What breaks a promise, and what differs otherwise.
+fn sorted(changes: Vec<Change>) -> (Vec<String>, Vec<(String, String)>) {
+    let (mut broken, mut other) = (Vec::new(), Vec::new());
+    for Change { what, action, differences } in changes {
+        if action == Action::Create {
+            broken.push(format!("{what}: does not exist"));
+        }
+        for difference in differences {
+            if PROMISES.iter().any(|key| difference.starts_with(&format!("{key}:"))) {
+                broken.push(format!("{what}: {difference}"));
+            } else {
+                other.push((what.clone(), difference));
             }
         }
     }
-    if broken.is_empty() { Ok(()) } else { Err(UnfitStreams::Broken(broken)) }
+    (broken, other)
 }
 
 /// With JetStream's own code, which says what can be done about it.

@@ -171,6 +171,8 @@ fn every_range_is_held() {
         ("streams", "max_ack_pending", "0"),
         ("streams", "max_waiting", "0"),
         ("sweeper", "interval_s", "-1"),
+        ("http", "listen", "\"9464\""),
+        ("http", "metrics_tenants", "[\"a.b\"]"),
         ("log", "level", "\"a=b=c\""),
         ("log", "format", "\"xml\""),
         ("classes.x", "runtimes", "[]"),

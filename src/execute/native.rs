@@ -185,6 +185,18 @@ impl Supervisor {
         }
     }
 
+    /// Its process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.link.pid()
+    }
+
+    /// Whether its end was noticed.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.link.is_closed()
+    }
+
     /// Completes when the supervisor is gone and what it left was killed and removed.
     pub async fn supervisor_lost(&self) {
         self.link.lost().await;

@@ -11,6 +11,8 @@ use crate::crash::{self, Point};
 use crate::report::Receipt;
 use crate::retry::Delays;
 use crate::task::{TaskId, Tenant};
+use crate::telemetry::causes;
+use crate::telemetry::metrics;
 
 /// Tries of an answer that ends a lease. Losing it is harmless: the next owner sees that the task is over.
 const ACK_TRIES: u32 = 8;
@@ -39,7 +41,10 @@ impl Lease {
 
     /// Removes the message from the queue.
     pub async fn ack(self, _receipt: Receipt) {
-        self.end("ack", ACK_TRIES, || self.delivery.ack()).await;
+        let begun = Instant::now();
+        if self.end("ack", ACK_TRIES, || self.delivery.ack()).await {
+            metrics::note(|m| m.acknowledged(begun.elapsed()));
+        }
     }
 
     /// Gives the message back, to be handed out again after `delay`.
@@ -52,16 +57,20 @@ impl Lease {
         tracing::debug!(subject = self.delivery.subject, "lease forsaken");
     }
 
-    async fn end<F: Future<Output = Result<(), BusError>>>(&self, what: &str, tries: u32, answer: impl Fn() -> F) {
+    /// True when it was confirmed.
+    async fn end<F: Future<Output = Result<(), BusError>>>(&self, what: &str, tries: u32, answer: impl Fn() -> F) -> bool {
         let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(2));
         for left in (0..tries).rev() {
             match answer().await {
-                Ok(()) => return,
-                Err(error) if left == 0 => tracing::warn!(%error, subject = self.delivery.subject, "cannot {what}; the next owner will"),
-                Err(error) => tracing::debug!(%error, subject = self.delivery.subject, "cannot {what} yet"),
+                Ok(()) => return true,
+                Err(error) if left == 0 => {
+                    tracing::warn!(error = %causes(&error), subject = self.delivery.subject, "cannot {what}; the next owner will")
+                }
+                Err(error) => tracing::debug!(error = %causes(&error), subject = self.delivery.subject, "cannot {what} yet"),
             }
             delays.wait().await;
         }
+        false
     }
 }
 
@@ -124,17 +133,19 @@ impl Renewer {
                 return Loss::Expired;
             }
             let sent = Instant::now();
-            match tokio::time::timeout(every, self.renew(sent)).await {
+            let answer = tokio::time::timeout(every, self.renew(sent)).await;
+            metrics::note(|m| m.renewal(matches!(answer, Ok(Ok(true)))));
+            match answer {
                 Ok(Ok(true)) => {
                     self.last = sent;
                     renewed(self.deadline());
                 }
                 Ok(Ok(false)) => return Loss::Fenced,
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, task_id = %self.task_id, "lease not renewed");
+                    tracing::warn!(error = %causes(&error), "lease not renewed");
                     tokio::time::sleep_until((sent + every / 4).min(self.deadline())).await;
                 }
-                Err(_) => tracing::warn!(task_id = %self.task_id, "lease not renewed: no answer"),
+                Err(_) => tracing::warn!("lease not renewed: no answer"),
             }
         }
     }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::removal::remove_tree;
+use crate::telemetry::causes;
 
 /// What attempts left that could not be removed: said once, and tried again by [`Leavings::sweep`].
 #[derive(Debug, Default)]
@@ -18,7 +19,7 @@ impl Leavings {
     /// Removes a tree, or notes it. Blocks on the disk.
     pub fn remove(&self, tree: &Path) {
         if let Err(error) = remove_tree(tree) {
-            tracing::warn!(%error, path = %tree.display(), "cannot remove a work directory; it is tried again");
+            tracing::warn!(error = %causes(&error), path = %tree.display(), "cannot remove a work directory; it is tried again");
             self.lock().insert(tree.to_owned());
         }
     }
@@ -32,7 +33,7 @@ impl Leavings {
                     tracing::info!(path = %tree.display(), "a work directory is gone at last");
                     self.lock().remove(&tree);
                 }
-                Err(error) => tracing::debug!(%error, path = %tree.display(), "a work directory still cannot be removed"),
+                Err(error) => tracing::debug!(error = %causes(&error), path = %tree.display(), "a work directory still cannot be removed"),
             }
         }
     }

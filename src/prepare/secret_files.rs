@@ -19,6 +19,7 @@ use secrecy::ExposeSecret as _;
 use super::PrepareError;
 use super::secrets::Value;
 use crate::task::secret::SecretAs;
+use crate::telemetry::causes;
 
 /// `f_type` of tmpfs and ramfs.
 const IN_MEMORY: [i64; 2] = [0x0102_1994, 0x8584_58f6];
@@ -175,7 +176,7 @@ fn remove(dir: &Path) {
     if let Err(error) = super::remove_tree(dir)
         && error.kind() != io::ErrorKind::NotFound
     {
-        tracing::warn!(%error, path = %dir.display(), "cannot remove secrets");
+        tracing::warn!(error = %causes(&error), path = %dir.display(), "cannot remove secrets");
     }
 }
 

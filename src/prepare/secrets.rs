@@ -14,6 +14,7 @@ use crate::plan::Secret;
 use crate::retry::Delays;
 use crate::task::Reason;
 use crate::task::secret::{SecretAs, SecretRef};
+use crate::telemetry::causes;
 
 /// Largest secret, and most of all secrets of a task together, bytes: what is masked has to be kept in several forms.
 const LARGEST: usize = 64 * 1024;
@@ -99,7 +100,7 @@ async fn read_one(secret: &Secret, bus: &Bus) -> Result<SecretSlice<u8>, Fault> 
         SecretRef::File(path) => {
             let (path, base) = (path.clone(), secret.grant.directory().unwrap_or("/").to_owned());
             // A file system that hangs must not hold the runtime.
-            let reading = tokio::task::spawn_blocking(move || read_file(&path, &base));
+            let reading = crate::telemetry::spawn_blocking(move || read_file(&path, &base));
             reading.await.unwrap_or_else(|e| Err(unavailable(e.to_string())))
         }
         SecretRef::Kv { bucket, key } => read_key(bus, bucket, key).await,
@@ -146,7 +147,7 @@ async fn read_key(bus: &Bus, bucket: &str, key: &str) -> Result<SecretSlice<u8>,
             Ok(Some(value)) => return Ok(value.into()),
             Ok(None) => return Err(missing("the bucket or the key does not exist")),
             Err(error) if error.is_transient() && tokio::time::Instant::now() < deadline => {
-                tracing::warn!(%error, "a secret cannot be read yet");
+                tracing::warn!(error = %causes(&error), "a secret cannot be read yet");
                 delays.wait().await;
             }
             Err(error) => return Err(unavailable(error.to_string())),

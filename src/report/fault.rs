@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::task::log_chunk::LogStream;
+use crate::telemetry::causes;
 
 /// Why output cannot be recorded any more. The task is never blocked by it; it should be stopped.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -69,7 +70,7 @@ impl Faults {
         self.0.send_if_modified(|first| {
             let new = first.is_none();
             if new {
-                tracing::warn!(error = %fault, "output of the task cannot be recorded");
+                tracing::warn!(error = %causes(&fault), "output of the task cannot be recorded");
                 *first = Some(fault);
             }
             new

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +21,8 @@ use super::{ChunkSink, SinkError};
 use crate::crash::{self, Point};
 use crate::retry::Delays;
 use crate::task::event::Manifest;
+use crate::telemetry::metrics::{self, Publication};
+use crate::telemetry::spawn_blocking;
 
 /// Pieces that are read and digested in one visit to the blocking pool, and kept ready beside the window.
 const AHEAD: usize = 4;
@@ -211,15 +213,27 @@ async fn deliver<S: ChunkSink>(sink: Arc<S>, what: What) -> Result<Delivered, Fa
     };
     crash::point(Point::ChunkReady);
     let sent = Instant::now();
+    metrics::note(|m| {
+        if again {
+            m.published_again(Publication::Chunk)
+        }
+    });
     let answer = sink.publish(letter.subject.clone(), letter.msg_id.clone(), letter.content_type, letter.body.clone()).await;
     let (silent, reason) = match answer {
         Ok(()) => {
             if again {
                 crash::point(Point::SpoolReplay);
             }
+            metrics::note(|m| {
+                m.confirmed(Publication::Chunk, sent.elapsed());
+                m.chunk_stored(letter.len);
+            });
             return Ok(Delivered::Confirmed { len: letter.len, sent });
         }
-        Err(SinkError::Refused(reason)) => return Err(Fault::Refused { msg_id: letter.msg_id, reason }),
+        Err(SinkError::Refused(reason)) => {
+            metrics::note(|m| m.refused(Publication::Chunk));
+            return Err(Fault::Refused { msg_id: letter.msg_id, reason });
+        }
         Err(SinkError::Silent(reason)) => (true, reason),
         Err(SinkError::Retry(reason)) => (false, reason),
     };

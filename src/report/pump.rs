@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
@@ -16,6 +16,7 @@ use super::spool::{Spool, Writer};
 use super::tail::StderrTail;
 use crate::crash::{self, Point};
 use crate::task::log_chunk::LogStream;
+use crate::telemetry::spawn_blocking;
 
 /// Records that may wait, in chunks, while others are being written; then the pipes are not read until the disk has
 /// answered. With those being written and one per lane: ten chunks of memory.

@@ -8,8 +8,9 @@ use std::time::Duration;
 
 use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument as _;
 
 use super::ChunkSink;
 use super::chunker::{Chunker, Identity};
@@ -25,6 +26,7 @@ use crate::mask::Masker;
 use crate::task::event::Manifest;
 use crate::task::log_chunk::LogStream;
 use crate::task::{ByteSize, TaskId, Tenant};
+use crate::telemetry::spawn_blocking;
 use crate::wire::Encoding;
 
 /// Smallest chunk: a character must fit, and a cut must make progress.
@@ -154,8 +156,8 @@ impl Recorder {
         let stage = Stage { reader: Reader::new(Arc::clone(&spool)), chunker: Chunker::new(identity(&config)) };
         let local = config.local.map(|local| LocalLog::new(local, &config.tenant, &config.task_id, config.attempt));
         let (finish, finishing) = oneshot::channel();
-        let pump = tokio::spawn(Pump::new(lanes, chunk, local, context).run(finishing));
-        let publisher = tokio::spawn(publisher.run(stage));
+        let pump = tokio::spawn(Pump::new(lanes, chunk, local, context).run(finishing).in_current_span());
+        let publisher = tokio::spawn(publisher.run(stage).in_current_span());
         Ok(Self { finish, pump, publisher, faults, gauge, stderr_tail, stop: cancel.drop_guard(), spool })
     }
 

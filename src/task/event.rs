@@ -252,6 +252,15 @@ pub struct Manifest {
     pub system: Option<StreamManifest>,
 }
 
+impl Manifest {
+    /// What is missing of the task's output, over all streams.
+    #[must_use]
+    pub fn dropped_bytes(&self) -> u64 {
+        let system = self.system.as_ref().map_or(0, |s| s.dropped_bytes);
+        self.stdout.dropped_bytes + self.stderr.dropped_bytes + system
+    }
+}
+
 /// The proof of one stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct StreamManifest {

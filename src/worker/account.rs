@@ -13,6 +13,7 @@ use crate::task::event::{Event, Manifest, RunInfo, TaskResult};
 use crate::task::limits::Usage;
 use crate::task::stage::{Stage, StageEntry};
 use crate::task::{ByteSize, Reason};
+use crate::telemetry::causes;
 
 /// What is to be said about a finished attempt.
 #[derive(Debug)]
@@ -168,7 +169,8 @@ pub(super) fn judge(
                 Fault::Spool { .. } => Reason::WorkspaceFailed,
                 Fault::Pipe { .. } | Fault::Internal(_) => Reason::Internal,
             };
-            (account.reason, account.error, account.phase) = (reason, Some(format!("output is incomplete: {fault}")), "finalize");
+            (account.reason, account.error, account.phase) =
+                (reason, Some(format!("output is incomplete: {}", causes(&fault))), "finalize");
             (account.manifest, account.chunks) = published.map(|p| *p).unzip();
         }
     }

@@ -7,15 +7,17 @@
 //! ```
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::Instrument as _;
 
 use super::Shared;
 use super::capacity::{Need, Permit};
 use super::drive::Claimed;
 use super::story::Story;
+use super::taken::{Running, span};
 use crate::bus::BusError;
 use crate::bus::chain::{ChainEnd, ChainWriter, Head};
 use crate::bus::control::{CancelRequest, CancelWatch};
@@ -27,7 +29,9 @@ use crate::intake::{self, Lease, Poison, Task};
 use crate::plan::{self, Plan, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
 use crate::retry::Delays;
-use crate::task::{Reason, TaskId, Tenant};
+use crate::task::{ClassName, Reason, TaskId, Tenant};
+use crate::telemetry::metrics::{self, Lost, Publication};
+use crate::telemetry::{causes, record_attempt};
 use crate::wire::event::Encoded;
 
 /// What becomes of the message.
@@ -36,6 +40,12 @@ pub(super) enum LeaseEnd {
     Ack(Receipt),
     GiveBack(Duration),
     Forsake,
+}
+
+impl From<Result<Receipt, Lost>> for LeaseEnd {
+    fn from(told: Result<Receipt, Lost>) -> Self {
+        told.map_or(Self::Forsake, Self::Ack)
+    }
 }
 
 impl LeaseEnd {
@@ -55,28 +65,38 @@ impl LeaseEnd {
 pub async fn attempt(shared: Arc<Shared>, delivery: Delivery, mut permit: Permit) {
     let lease = Lease::new(delivery);
     crash::point(Point::Pulled);
-    shared.running.fetch_add(1, Ordering::Relaxed);
-    let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
-        Err(poison) => bury_poison(&shared, lease.delivery(), poison).await,
-        Ok(task) => handle(&shared, &lease, &task, &mut permit).await,
+    let class = permit.class().clone();
+    let _running = Running::begin(&shared, &class);
+    let decoded = intake::decode(shared.bus.subjects(), lease.delivery());
+    let span = span(&decoded);
+    let take = async {
+        let end = match decoded {
+            Err(poison) => bury_poison(&shared, lease.delivery(), &class, poison).await,
+            Ok(task) => handle(&shared, &lease, &task, &mut permit).await,
+        };
+        end.end(lease).await;
     };
-    end.end(lease).await;
-    shared.running.fetch_sub(1, Ordering::Relaxed);
+    Box::pin(take).instrument(span).await;
 }
 
 /// Gives back a delivery that nobody waits for any more, unless its task runs on a later one by now: handed out again, it
 /// would end a healthy attempt.
 pub async fn hand_back(shared: Arc<Shared>, delivery: Delivery, delay: Duration) {
     let lease = Lease::new(delivery);
-    let end = match intake::decode(shared.bus.subjects(), lease.delivery()) {
-        Err(_) => LeaseEnd::GiveBack(delay),
-        Ok(task) => match patiently(&shared, &lease, || shared.bus.head(&task.tenant, &task.task_id)).await {
-            Some(Some(head)) if is_stale(&head, lease.delivery().deliveries, lease.delivery().submitted_at) => LeaseEnd::Forsake,
-            Some(_) => LeaseEnd::GiveBack(delay),
-            None => LeaseEnd::Forsake,
-        },
+    let decoded = intake::decode(shared.bus.subjects(), lease.delivery());
+    let span = span(&decoded);
+    let hand = async {
+        let end = match decoded {
+            Err(_) => LeaseEnd::GiveBack(delay),
+            Ok(task) => match patiently(&shared, &lease, || shared.bus.head(&task.tenant, &task.task_id)).await {
+                Some(Some(head)) if is_stale(&head, lease.delivery().deliveries, lease.delivery().submitted_at) => LeaseEnd::Forsake,
+                Some(_) => LeaseEnd::GiveBack(delay),
+                None => LeaseEnd::Forsake,
+            },
+        };
+        end.end(lease).await;
     };
-    end.end(lease).await;
+    Box::pin(hand).instrument(span).await;
 }
 
 fn situation<'a>(
@@ -107,7 +127,7 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         match queued_twice(shared, lease, task, head.as_ref()).await {
             Some(false) => {}
             Some(true) => {
-                tracing::warn!(task_id = %task.task_id, subject = lease.delivery().subject, "queued twice: this message waits for the end of the first");
+                tracing::warn!(subject = lease.delivery().subject, "queued twice: this message waits for the end of the first");
                 return LeaseEnd::GiveBack(shared.ack_wait());
             }
             None => return LeaseEnd::Forsake,
@@ -117,24 +137,24 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         (Decision::AlreadyOver(over, None), _) => LeaseEnd::Ack(Receipt::of_end(over)),
         (Decision::AlreadyOver(_, Some(reason)), _) => {
             let error = head.and_then(|head| head.event.error).unwrap_or_default();
-            bury(shared, lease.delivery(), reason, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+            bury(shared, lease.delivery(), &task.class, reason, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
         }
         (Decision::IdReused, _) => {
             let error = format!(
                 "task_id: {:?} was used before by a task with other content; a task's id is its own for ever",
                 task.task_id.as_str()
             );
-            bury(shared, lease.delivery(), Reason::InvalidAssignment, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
+            bury(shared, lease.delivery(), &task.class, Reason::InvalidAssignment, &error).await.map_or(LeaseEnd::Forsake, LeaseEnd::Ack)
         }
         (Decision::Stale, _) => {
-            tracing::info!(task_id = %task.task_id, "delivered too late: another worker has it");
+            tracing::info!("delivered too late: another worker has it");
             LeaseEnd::Forsake
         }
         (Decision::NotYet(wait), _) => LeaseEnd::GiveBack(wait),
         (Decision::End(ending), plan) => {
             let max_attempts = plan.map_or(0, |p| p.max_attempts);
             let story = Story::new(&shared.instance.info, task, lease.delivery(), ending.attempts, max_attempts);
-            end_unrun(shared, lease.delivery(), writer(shared, task, head.as_ref()), &story, &ending).await
+            end_unrun(shared, lease.delivery(), writer(shared, task, head.as_ref()), task, &story, &ending).await
         }
         // A plan that was rejected never leads to a start.
         (Decision::Start(_), Err(_)) => LeaseEnd::Forsake,
@@ -212,12 +232,13 @@ async fn start(
     let need = need(plan);
     if !permit.resize(need) {
         let delay = if shared.capacity.could_hold(need) { shared.shed_delay() } else { shared.shed_delay() * 5 };
-        tracing::debug!(task_id = %task.task_id, ?need, "does not fit here now, given back");
+        tracing::debug!(?need, "does not fit here now, given back");
         return Some(LeaseEnd::GiveBack(delay));
     }
+    record_attempt(number.number);
     let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts);
-    let claimed =
-        Claimed { shared, lease, task, plan, story: &story, attempt: number, traceparent: lease.delivery().header("traceparent") };
+    let traceparent = lease.delivery().header("traceparent");
+    let claimed = Claimed { shared, lease, task, plan, story: &story, attempt: number, traceparent, lost: AtomicBool::new(false) };
     claimed.claim_and_drive(writer(shared, task, head), cancel).await
 }
 
@@ -234,7 +255,9 @@ async fn patiently<T, F: Future<Output = Result<T, BusError>>>(shared: &Shared, 
     loop {
         match tokio::time::timeout_at(deadline, ask()).await {
             Ok(Ok(answer)) => return Some(answer),
-            Ok(Err(error)) => tracing::warn!(%error, subject = lease.delivery().subject, "cannot read the task's history yet"),
+            Ok(Err(error)) => {
+                tracing::warn!(error = %causes(&error), subject = lease.delivery().subject, "cannot read the task's history yet")
+            }
             Err(_) => return None,
         }
         if tokio::time::timeout_at(deadline, delays.wait()).await.is_err() {
@@ -249,33 +272,40 @@ pub(super) fn claim_deadline(shared: &Shared, delivery: &Delivery) -> Instant {
 }
 
 /// Stores a dead letter; none when that could not be confirmed while the message is held.
-async fn bury(shared: &Shared, delivery: &Delivery, reason: Reason, error: &str) -> Option<Receipt> {
+async fn bury(shared: &Shared, delivery: &Delivery, class: &ClassName, reason: Reason, error: &str) -> Option<Receipt> {
     let deadline = claim_deadline(shared, delivery);
     let mut delays = Delays::new(Duration::from_millis(50), Duration::from_secs(1));
     loop {
+        let sent = Instant::now();
         match tokio::time::timeout_at(deadline, shared.bus.bury(delivery, &shared.instance.info.worker_id, reason, error)).await {
             Ok(Ok(letter)) => {
+                metrics::note(|m| {
+                    m.confirmed(Publication::DeadLetter, sent.elapsed());
+                    m.buried(class, reason);
+                });
                 crash::point(Point::LetterStored);
                 return Some(Receipt::of_dead_letter(letter));
             }
             Ok(Err(BusError::TooLarge { what, text })) => {
                 // Only the headers that a dead letter adds can have made it too large: rather keep it queued than lose it.
+                metrics::note(|m| m.refused(Publication::DeadLetter));
                 tracing::error!(what, text, "a dead letter does not fit into max_payload");
                 return None;
             }
-            Ok(Err(error)) => tracing::warn!(%error, "dead letter not confirmed yet"),
+            Ok(Err(error)) => tracing::warn!(error = %causes(&error), "dead letter not confirmed yet"),
             Err(_) => return None,
         }
         if tokio::time::timeout_at(deadline, delays.wait()).await.is_err() {
             return None;
         }
+        metrics::note(|m| m.published_again(Publication::DeadLetter));
     }
 }
 
-async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, poison: Poison) -> LeaseEnd {
+async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, class: &ClassName, poison: Poison) -> LeaseEnd {
     tracing::warn!(subject = delivery.subject, error = poison.error, "not a task");
-    let Some(buried) = bury(shared, delivery, Reason::InvalidAssignment, &poison.error).await else { return LeaseEnd::Forsake };
-    let Some((tenant, task_id, class)) = poison.names else { return LeaseEnd::Ack(buried) };
+    let Some(buried) = bury(shared, delivery, class, Reason::InvalidAssignment, &poison.error).await else { return LeaseEnd::Forsake };
+    let Some((tenant, task_id, _)) = poison.names else { return LeaseEnd::Ack(buried) };
     let cancel_lease = Lease::new(delivery.clone());
     let Some((head, _)) = history(shared, &cancel_lease, &tenant, &task_id).await else { return LeaseEnd::Forsake };
     cancel_lease.forsake();
@@ -286,21 +316,40 @@ async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, poison: Poison) 
         Some(head) => Attempt { number: head.event.task.attempt, released: head.event.task.released_attempts },
         None => Attempt { number: 0, released: 0 },
     };
-    let story = Story::of_poison(&shared.instance.info, (&tenant, &task_id, &class), delivery, attempts);
-    let mut writer = ChainWriter::after(shared.bus.clone(), tenant, task_id, shared.config.events.encoding, head.as_ref());
+    let story = Story::of_poison(&shared.instance.info, (&tenant, &task_id, class), delivery, attempts);
+    let mut writer = ChainWriter::after(shared.bus.clone(), tenant.clone(), task_id, shared.config.events.encoding, head.as_ref());
     let hint = Some("publish a corrected assignment under a new task_id; the dead letter has this one");
     let encoded = writer.encode(|link| story.not_run(Reason::InvalidAssignment, &poison.error, hint, link));
-    append_end(&mut writer, encoded, None).await
+    let told = append_end(&mut writer, encoded, None).await;
+    metrics::note(|m| {
+        if told.is_ok() {
+            m.finished(class, &tenant, Reason::InvalidAssignment)
+        }
+    });
+    told.into()
 }
 
 /// Ends a task that is not run.
-async fn end_unrun(shared: &Arc<Shared>, delivery: &Delivery, mut writer: ChainWriter, story: &Story, ending: &Ending) -> LeaseEnd {
-    let bury = || bury(shared, delivery, ending.reason, &ending.error);
+async fn end_unrun(
+    shared: &Arc<Shared>,
+    delivery: &Delivery,
+    mut writer: ChainWriter,
+    task: &Task,
+    story: &Story,
+    ending: &Ending,
+) -> LeaseEnd {
+    let bury = || bury(shared, delivery, &task.class, ending.reason, &ending.error);
     if letter(ending.reason) == Letter::First && bury().await.is_none() {
         return LeaseEnd::Forsake;
     }
     let encoded = writer.encode(|link| story.not_run(ending.reason, &ending.error, ending.hint.as_deref(), link));
-    let end = append_end(&mut writer, encoded, None).await;
+    let told = append_end(&mut writer, encoded, None).await;
+    metrics::note(|m| {
+        if told.is_ok() {
+            m.finished(&task.class, &task.tenant, ending.reason)
+        }
+    });
+    let end = told.into();
     match (letter(ending.reason), end) {
         (Letter::After, LeaseEnd::Ack(_)) => {
             crash::point(Point::LetterOwed);
@@ -319,17 +368,17 @@ pub(super) async fn append_end(
     writer: &mut ChainWriter,
     encoded: Result<Encoded, BusError>,
     chunks: Option<AllChunksConfirmed>,
-) -> LeaseEnd {
+) -> Result<Receipt, Lost> {
     let appended = match encoded {
         Ok(encoded) => writer.append_encoded(encoded.clone()).await.map(|fate| ChainEnd::of_append(&encoded, fate)),
         Err(error) => Err(error),
     };
     match appended {
-        Ok(Some(end)) => LeaseEnd::Ack(Receipt::of_commit(end, chunks)),
-        Ok(None) => LeaseEnd::Forsake,
+        Ok(Some(end)) => Ok(Receipt::of_commit(end, chunks)),
+        Ok(None) => Err(Lost::Fenced),
         Err(error) => {
-            tracing::error!(%error, "a terminal event cannot be stored");
-            LeaseEnd::Forsake
+            tracing::error!(error = %causes(&error), "a terminal event cannot be stored");
+            Err(Lost::Unstored)
         }
     }
 }

@@ -151,6 +151,12 @@ impl Permit {
         self.need = need;
         true
     }
+
+    /// The class that it is for.
+    #[must_use]
+    pub fn class(&self) -> &ClassName {
+        &self.class
+    }
 }
 
 impl Drop for Permit {

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::bus::Bus;
 use crate::task::Time;
+use crate::telemetry::causes;
 
 /// Time between two looks at the server's clock.
 const LOOK: Duration = Duration::from_secs(10);
@@ -49,7 +50,7 @@ impl Clock {
         let sent = Instant::now();
         let time = match bus.server_time().await {
             Ok(time) => time,
-            Err(error) => return tracing::debug!(%error, "the server's clock is not known"),
+            Err(error) => return tracing::debug!(error = %causes(&error), "the server's clock is not known"),
         };
         let took = sent.elapsed();
         if took > LONGEST_ANSWER {

@@ -17,6 +17,8 @@ use crate::bus::pull::{Pulled, Puller, Trouble};
 use crate::bus::{BusError, Subjects};
 use crate::retry::Delays;
 use crate::task::{ClassName, Priority};
+use crate::telemetry::causes;
+use crate::telemetry::metrics;
 
 /// Which queue of which class.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,7 +96,8 @@ impl Dispatcher {
                 let puller = self.shared.bus.puller(&Subjects::consumer(class, priority)).await?;
                 let (sender, receiver) = mpsc::channel(1);
                 let id = QueueId { class: class.clone(), queue };
-                let queue = Queue { shared: Arc::clone(&self.shared), id, priority, said: None };
+                let name = Subjects::consumer(class, priority);
+                let queue = Queue { shared: Arc::clone(&self.shared), id, priority, name, troubled: false, said: None };
                 self.queues.spawn(queue.run(puller, receiver, self.pulled_sender.clone()));
                 asks.push(sender);
             }
@@ -106,6 +109,7 @@ impl Dispatcher {
             };
             self.lanes.insert(class.clone(), lane);
         }
+        self.shared.pulls.begin();
         Ok(())
     }
 
@@ -128,6 +132,7 @@ impl Dispatcher {
         let Some(lane) = self.lanes.get_mut(&id.class) else { return };
         match pulled {
             Pulled::Delivery(delivery) => {
+                metrics::note(|m| m.delivered(&id.class, delivery.deliveries));
                 let permit = lane.promised[id.queue].pop().or_else(|| self.shared.capacity.take(&id.class, lane.default_need));
                 match permit {
                     // Asked for before the disk failed: for another worker.
@@ -168,7 +173,8 @@ impl Dispatcher {
         while queues_open || !attempts.is_empty() {
             tokio::select! {
                 pulled = self.pulled.recv(), if queues_open => match pulled {
-                    Some((_, Pulled::Delivery(delivery))) => {
+                    Some((id, Pulled::Delivery(delivery))) => {
+                        metrics::note(|m| m.delivered(&id.class, delivery.deliveries));
                         attempts.spawn(attempt::hand_back(Arc::clone(&shared), *delivery, Duration::ZERO));
                     }
                     Some((_, Pulled::Ended { .. })) => {}
@@ -217,7 +223,7 @@ fn note_panic(ended: Result<(), tokio::task::JoinError>) {
         && error.is_panic()
     {
         // Its message is handed out again; its process was killed with its handle.
-        tracing::error!(%error, "an attempt ended by a defect of windlass");
+        tracing::error!(error = %causes(&error), "an attempt ended by a defect of windlass");
     }
 }
 
@@ -226,6 +232,10 @@ struct Queue {
     shared: Arc<Shared>,
     id: QueueId,
     priority: Priority,
+    /// Of its consumer.
+    name: String,
+    /// Whether its last request ended badly.
+    troubled: bool,
     /// When its trouble was last said.
     said: Option<Instant>,
 }
@@ -251,6 +261,7 @@ impl Queue {
                 },
                 event = puller.next() => {
                     let event = event?;
+                    self.note(&event);
                     if let Pulled::Ended { trouble: Some(trouble), .. } = &event {
                         if !closing {
                             self.mend(trouble).await;
@@ -269,6 +280,20 @@ impl Queue {
         Ok(())
     }
 
+    /// Tells the worker's health when the queue comes into trouble, or out of it. A new connection alone is none.
+    fn note(&mut self, event: &Pulled) {
+        let trouble = match event {
+            Pulled::Ended { trouble: Some(Trouble::Reconnected), .. } => return,
+            Pulled::Ended { trouble: Some(trouble @ (Trouble::Silent | Trouble::Status(_))), .. } => Some(trouble.to_string()),
+            Pulled::Ended { trouble: None, .. } | Pulled::Delivery(_) => None,
+        };
+        if trouble.is_some() || self.troubled {
+            self.troubled = trouble.is_some();
+            self.shared.pulls.ended(&self.name, trouble);
+            self.shared.streams.doubt();
+        }
+    }
+
     /// A request ended badly: says so, and makes the consumer anew when it is gone.
     async fn mend(&mut self, trouble: &Trouble) {
         // The connection's own words are enough.
@@ -285,7 +310,7 @@ impl Queue {
             Ok(Restored::Made) => tracing::warn!(%class, priority = %self.priority, %trouble, "its consumer was gone: made anew"),
             Ok(Restored::Present) | Err(_) if quiet => return,
             Ok(Restored::Present) => tracing::warn!(%class, priority = %self.priority, %trouble, "cannot pull, trying again"),
-            Err(error) => tracing::error!(%class, priority = %self.priority, %error, "cannot pull, trying again"),
+            Err(error) => tracing::error!(%class, priority = %self.priority, error = %causes(&error), "cannot pull, trying again"),
         }
         self.said = Some(Instant::now());
     }

@@ -1,10 +1,10 @@
 //! A task from its claim to what becomes of its message: run it, store what there is to say, watch over it meanwhile.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Shared;
@@ -26,8 +26,11 @@ use crate::plan::Plan;
 use crate::prepare::Workspace;
 use crate::settle::{Disposition, dispose};
 use crate::task::Reason;
-use crate::task::event::{Event, EventKind, RetryInfo, Status};
+use crate::task::event::{Event, EventKind, Manifest, RetryInfo, Status};
 use crate::task::stage::Stage;
+use crate::telemetry::causes;
+use crate::telemetry::metrics::{self, Lost};
+use crate::telemetry::spawn_blocking;
 
 /// Longest wait for the removal of what an attempt left.
 const REMOVAL: Duration = Duration::from_secs(5);
@@ -41,6 +44,8 @@ pub(super) struct Claimed<'a> {
     pub(super) story: &'a Story,
     pub(super) attempt: Attempt,
     pub(super) traceparent: Option<&'a str>,
+    /// It was counted as lost.
+    pub(super) lost: AtomicBool,
 }
 
 impl Claimed<'_> {
@@ -62,15 +67,17 @@ impl Claimed<'_> {
             Ok(Ok(Appended::Stored(sequence))) => sequence,
             Ok(Ok(Appended::Fenced)) => return None,
             Ok(Err(error)) => {
-                tracing::error!(%error, task_id = %self.task.task_id, "cannot claim");
+                tracing::error!(error = %causes(&error), "cannot claim");
                 return Some(LeaseEnd::Forsake);
             }
             Err(_) => {
-                tracing::warn!(task_id = %self.task.task_id, "not claimed in time");
+                tracing::warn!("not claimed in time");
                 return Some(LeaseEnd::Forsake);
             }
         };
-        tracing::info!(task_id = %self.task.task_id, tenant = %self.task.tenant, class = %self.task.class, attempt = self.attempt.number, "started");
+        let queued = (self.attempt.number == 1).then(|| Duration::from_millis(run.queued_ms));
+        metrics::note(|m| m.started(&self.task.class, &self.task.tenant, queued));
+        tracing::info!("started");
         crash::point(if self.attempt.number > 1 { Point::TakenOver } else { Point::Claimed });
         let (interrupts, interrupt) = watch::channel(None);
         let nonce = self.story.nonce.clone();
@@ -91,32 +98,46 @@ impl Claimed<'_> {
             mask: Masker::default(),
         };
         let drive = Box::pin(self.drive(run, writer));
-        Some(guard(self.shared, drive, renewer, cancel, &interrupts, &leases).await)
+        Some(self.guard(drive, renewer, cancel, &interrupts, &leases).await)
     }
 
     /// Runs the attempt and stores what there is to say about it.
     async fn drive(&self, run: Run<'_>, mut writer: ChainWriter) -> LeaseEnd {
         let mut rest = Rest::default();
         let ended = run.go(&mut writer, &mut rest.workspace).await;
+        if let Ended::Said(account) = &ended {
+            self.measure(account);
+        }
         let end = self.tell(ended, writer, &mut rest.kept).await;
         rest.remove().await;
         end
     }
 
+    /// Counts the attempt as lost, once.
+    fn lost(&self, cause: Lost) {
+        if !self.lost.swap(true, Ordering::Relaxed) {
+            metrics::note(|m| m.lost(&self.task.class, cause));
+        }
+    }
+
     async fn tell(&self, ended: Ended, mut writer: ChainWriter, kept: &mut Option<Kept>) -> LeaseEnd {
         match ended {
             Ended::Lost => {
-                tracing::warn!(task_id = %self.task.task_id, attempt = self.attempt.number, "task lost: stopped, nothing published");
+                // Unless the renewer knows better, it was the supervisor who stopped it.
+                self.lost(Lost::LeaseExpired);
+                tracing::warn!("task lost: stopped, nothing published");
                 LeaseEnd::Forsake
             }
             Ended::Unfinished(why) => {
                 let released = writer.append(|link| Event { error: Some(why), ..self.story.event(EventKind::TaskReleased, link) }).await;
                 match released {
                     Ok(Appended::Stored(_)) => {
+                        metrics::note(|m| m.released(&self.task.class));
                         crash::point(Point::Released);
                         LeaseEnd::GiveBack(Duration::ZERO)
                     }
-                    Ok(Appended::Fenced) | Err(_) => LeaseEnd::Forsake,
+                    Ok(Appended::Fenced) => self.forsake(Lost::Fenced),
+                    Err(_) => self.forsake(Lost::Unstored),
                 }
             }
             Ended::Said(account) => match dispose(account.reason, &self.task.assignment.retry, self.plan, self.attempt.counted()) {
@@ -132,18 +153,20 @@ impl Claimed<'_> {
             next_attempt: Some(self.attempt.number + 1),
             not_before: Some(self.shared.clock.now().plus(delay)),
         };
-        tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, ?delay, "another attempt follows");
+        tracing::info!(reason = %account.reason, ?delay, "another attempt follows");
+        let reason = account.reason;
         let appended =
             writer.append(|link| Event { retry: Some(retry), ..account.tell(self.story.event(EventKind::TaskRetrying, link)) }).await;
         match appended {
             Ok(Appended::Stored(_)) => {
+                metrics::note(|m| m.retried(&self.task.class, &self.task.tenant, reason));
                 crash::point(Point::RetryDecided);
                 LeaseEnd::GiveBack(delay)
             }
-            Ok(Appended::Fenced) => LeaseEnd::Forsake,
+            Ok(Appended::Fenced) => self.forsake(Lost::Fenced),
             Err(error) => {
-                tracing::error!(%error, "a retry cannot be stored");
-                LeaseEnd::Forsake
+                tracing::error!(error = %causes(&error), "a retry cannot be stored");
+                self.forsake(Lost::Unstored)
             }
         }
     }
@@ -155,11 +178,13 @@ impl Claimed<'_> {
         } else {
             (EventKind::TaskFailed, Status::Failed)
         };
-        tracing::info!(task_id = %self.task.task_id, attempt = self.attempt.number, reason = %account.reason, "ended");
+        let reason = account.reason;
+        tracing::info!(%reason, "ended");
         let retry = RetryInfo { will_retry: false, next_attempt: None, not_before: None };
         // A progress event whose answer was lost comes first.
         match writer.settle_unsettled().await {
-            Ok(Some(Appended::Fenced)) | Err(_) => return LeaseEnd::Forsake,
+            Ok(Some(Appended::Fenced)) => return self.forsake(Lost::Fenced),
+            Err(_) => return self.forsake(Lost::Unstored),
             Ok(Some(Appended::Stored(_)) | None) => {}
         }
         let mut chunks = None;
@@ -174,8 +199,71 @@ impl Claimed<'_> {
         };
         crash::point(Point::EndKept);
         // The look that the ack needs takes as long as the append.
-        let (end, ()) = tokio::join!(append_end(&mut writer, encoded, chunks), self.lease.delivery().look());
-        end
+        let (told, ()) = tokio::join!(append_end(&mut writer, encoded, chunks), self.lease.delivery().look());
+        match told {
+            Ok(receipt) => {
+                metrics::note(|m| m.finished(&self.task.class, &self.task.tenant, reason));
+                LeaseEnd::Ack(receipt)
+            }
+            Err(cause) => self.forsake(cause),
+        }
+    }
+
+    fn forsake(&self, cause: Lost) -> LeaseEnd {
+        self.lost(cause);
+        LeaseEnd::Forsake
+    }
+
+    /// Watches over a claimed task while `drive` takes it to its end: renews the lease, hears cancel requests and the worker's stop.
+    async fn guard(
+        &self,
+        mut drive: std::pin::Pin<Box<impl Future<Output = LeaseEnd>>>,
+        mut renewer: Renewer,
+        cancel: &mut CancelWatch,
+        interrupts: &watch::Sender<Option<Interrupt>>,
+        leases: &watch::Sender<Instant>,
+    ) -> LeaseEnd {
+        let mut stop = self.shared.stop.clone();
+        let mut canceled = false;
+        let mut lost = false;
+        loop {
+            // All arms are cancel safe; the renewer counts from its last confirmed renewal, not from its start.
+            tokio::select! {
+                end = &mut drive => return match end {
+                    // It may be another worker's message by now, and a nak would take it away again.
+                    LeaseEnd::GiveBack(_) if Instant::now() >= *leases.borrow() => LeaseEnd::Forsake,
+                    LeaseEnd::GiveBack(_) | LeaseEnd::Ack(_) | LeaseEnd::Forsake => end,
+                },
+                loss = renewer.run(|until| { leases.send_replace(until); }), if !lost => {
+                    if loss == Loss::Fenced || self.shared.config.lease.on_lease_loss == OnLeaseLoss::Stop {
+                        lost = true;
+                        self.lost(match loss {
+                            Loss::Fenced => Lost::Fenced,
+                            Loss::Expired => Lost::LeaseExpired,
+                        });
+                        interrupts.send_replace(Some(Interrupt::Lost));
+                    }
+                }
+                request = cancel.canceled(), if !canceled => {
+                    canceled = true;
+                    crash::point(Point::CancelHeard);
+                    interrupts.send_if_modified(|now| if now.is_none() { *now = Some(Interrupt::Canceled(request.reason)); true } else { false });
+                }
+                changed = stop.changed() => {
+                    let now = *stop.borrow_and_update();
+                    if changed.is_ok() && now >= Stop::Leave && !lost {
+                        interrupts.send_replace(Some(Interrupt::Leave { gently: now == Stop::Leave }));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Measures what an attempt came to.
+    fn measure(&self, account: &Account) {
+        let ran = account.run.duration_ms.map(Duration::from_millis);
+        let dropped = account.manifest.as_ref().map_or(0, Manifest::dropped_bytes);
+        metrics::note(|m| m.ran(&self.task.class, account.reason.outcome(), ran, dropped));
     }
 
     /// Keeps a terminal event on disk; off the runtime's threads, since a slow disk must not keep leases from being renewed.
@@ -184,7 +272,7 @@ impl Claimed<'_> {
         let name = format!("{}.{}.{}.json", self.task.tenant, self.task.task_id, self.attempt.number);
         let shared = Arc::clone(self.shared);
         let kept = spawn_blocking(move || shared.instance.keep(&name, &event)).await.unwrap_or_else(|e| Err(std::io::Error::other(e)));
-        kept.inspect_err(|error| tracing::warn!(%error, "a terminal event is not kept on disk")).ok()
+        kept.inspect_err(|error| tracing::warn!(error = %causes(error), "a terminal event is not kept on disk")).ok()
     }
 }
 
@@ -210,46 +298,5 @@ impl Rest {
             drop(self.workspace);
         });
         let _ = tokio::time::timeout(REMOVAL, removal).await;
-    }
-}
-
-/// Watches over a claimed task while `drive` takes it to its end: renews the lease, hears cancel requests and the worker's stop.
-async fn guard(
-    shared: &Shared,
-    mut drive: std::pin::Pin<Box<impl Future<Output = LeaseEnd>>>,
-    mut renewer: Renewer,
-    cancel: &mut CancelWatch,
-    interrupts: &watch::Sender<Option<Interrupt>>,
-    leases: &watch::Sender<Instant>,
-) -> LeaseEnd {
-    let mut stop = shared.stop.clone();
-    let mut canceled = false;
-    let mut lost = false;
-    loop {
-        // All arms are cancel safe; the renewer counts from its last confirmed renewal, not from its start.
-        tokio::select! {
-            end = &mut drive => return match end {
-                // It may be another worker's message by now, and a nak would take it away again.
-                LeaseEnd::GiveBack(_) if Instant::now() >= *leases.borrow() => LeaseEnd::Forsake,
-                LeaseEnd::GiveBack(_) | LeaseEnd::Ack(_) | LeaseEnd::Forsake => end,
-            },
-            loss = renewer.run(|until| { leases.send_replace(until); }), if !lost => {
-                if loss == Loss::Fenced || shared.config.lease.on_lease_loss == OnLeaseLoss::Stop {
-                    lost = true;
-                    interrupts.send_replace(Some(Interrupt::Lost));
-                }
-            }
-            request = cancel.canceled(), if !canceled => {
-                canceled = true;
-                crash::point(Point::CancelHeard);
-                interrupts.send_if_modified(|now| if now.is_none() { *now = Some(Interrupt::Canceled(request.reason)); true } else { false });
-            }
-            changed = stop.changed() => {
-                let now = *stop.borrow_and_update();
-                if changed.is_ok() && now >= Stop::Leave && !lost {
-                    interrupts.send_replace(Some(Interrupt::Leave { gently: now == Stop::Leave }));
-                }
-            }
-        }
     }
 }

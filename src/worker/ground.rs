@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::prepare::probe;
+use crate::telemetry::causes;
 
 /// Time between two looks.
 const LOOK: Duration = Duration::from_secs(2);
@@ -53,7 +54,7 @@ impl Ground {
             let found = tokio::task::spawn_blocking(move || probe(&dir)).await.unwrap_or_else(|e| Err(io::Error::other(e)));
             match &found {
                 Err(error) if known => {
-                    tracing::error!(path = %self.dir.display(), %error, "worker.state_dir cannot be used: no new work until it can");
+                    tracing::error!(path = %self.dir.display(), error = %causes(error), "worker.state_dir cannot be used: no new work until it can");
                 }
                 Ok(()) if !known => tracing::info!(path = %self.dir.display(), "worker.state_dir can be used again"),
                 Err(_) | Ok(()) => {}

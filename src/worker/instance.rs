@@ -18,6 +18,7 @@ use crate::prepare::secret_files::SecretStore;
 use crate::prepare::{Leavings, remove_tree};
 use crate::task::WorkerId;
 use crate::task::event::WorkerInfo;
+use crate::telemetry::causes;
 
 /// This process.
 #[derive(Debug)]
@@ -148,7 +149,7 @@ impl Instance {
             if let Some(_lock) = dead(&dir.path())
                 && let Err(error) = remove_tree(&dir.path())
             {
-                tracing::warn!(%error, path = %dir.path().display(), "cannot remove the secrets of a dead instance");
+                tracing::warn!(error = %causes(&error), path = %dir.path().display(), "cannot remove the secrets of a dead instance");
             }
         }
         let Ok(entries) = std::fs::read_dir(&self.state_dir) else { return };
@@ -160,7 +161,7 @@ impl Instance {
             let removal = tokio::task::spawn_blocking(move || remove_tree(&tree));
             match removal.await.unwrap_or_else(|error| Err(error.into())) {
                 Ok(()) => tracing::info!(path = %dir.display(), "removed what a dead instance left"),
-                Err(error) => tracing::warn!(%error, path = %dir.display(), "cannot remove what a dead instance left"),
+                Err(error) => tracing::warn!(error = %causes(&error), path = %dir.display(), "cannot remove what a dead instance left"),
             }
         }
     }
@@ -175,7 +176,7 @@ impl Drop for Instance {
         }
         crash::point(Point::InstanceRemoval);
         if let Err(error) = remove_tree(&self.dir) {
-            tracing::warn!(%error, path = %self.dir.display(), "cannot remove the instance's directory");
+            tracing::warn!(error = %causes(&error), path = %self.dir.display(), "cannot remove the instance's directory");
         }
     }
 }
@@ -214,7 +215,7 @@ fn dead(dir: &Path) -> Option<File> {
         Ok(()) => Some(lock),
         Err(TryLockError::WouldBlock) => None,
         Err(TryLockError::Error(error)) => {
-            tracing::warn!(%error, path = %dir.display(), "cannot look at an instance's lock");
+            tracing::warn!(error = %causes(&error), path = %dir.display(), "cannot look at an instance's lock");
             None
         }
     }
@@ -235,7 +236,7 @@ async fn replay(bus: &Bus, dir: &Path) {
                 tracing::info!(event = event.event.id, "finished what a dead instance had done");
             }
             Ok(Appended::Fenced) => tracing::info!(event = event.event.id, "another worker has gone on with it"),
-            Err(error) => tracing::warn!(%error, event = event.event.id, "cannot send a spooled event"),
+            Err(error) => tracing::warn!(error = %causes(&error), event = event.event.id, "cannot send a spooled event"),
         }
     }
 }
@@ -251,7 +252,7 @@ impl Kept {
     /// The event's fate is known.
     pub fn settled(self) {
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(%error, path = %self.path.display(), "cannot remove a spooled event");
+            tracing::warn!(error = %causes(&error), path = %self.path.display(), "cannot remove a spooled event");
         }
     }
 }

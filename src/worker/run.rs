@@ -5,7 +5,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::Shared;
@@ -28,6 +27,7 @@ use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::event::{Event, EventKind, Progress, RunInfo};
 use crate::task::stage::{Stage, StageEntry};
 use crate::task::{Profile, Reason, Time};
+use crate::telemetry::{causes, metrics, spawn_blocking};
 
 /// Longest wait for output that a process outside the task's tree still holds open.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -192,6 +192,7 @@ impl Run<'_> {
             Ok(ended) => ended,
             Err(native::SupervisorLost) => return Ended::Unfinished("the worker lost its supervisor".to_owned()),
         };
+        metrics::note(|m| m.exited(&self.task.class, &report));
         if stopped == Some(Stopped::Lost) || report.lease_expired {
             running.recorder.abandon().await;
             return Ended::Lost;
@@ -237,6 +238,7 @@ impl Run<'_> {
         let [stdin, stdout, stderr] = stdio;
         match self.shared.supervisor.spawn(program, stdin, stdout, stderr).await {
             Ok(process) => {
+                metrics::note(|m| m.prepared(&self.task.class, self.claimed.elapsed()));
                 self.run.prepare_ms = Some(millis(self.claimed.elapsed()));
                 self.run.started_at = Some(Time::now());
                 self.run.pid = Some(process.pid());
@@ -394,7 +396,7 @@ async fn follow_progress(file: &mut ProgressFile, interval_ms: u64, story: &Stor
         Ok(Appended::Fenced) => true,
         Ok(Appended::Stored(_)) => false,
         Err(error) => {
-            tracing::warn!(%error, "progress is not published");
+            tracing::warn!(error = %causes(&error), "progress is not published");
             false
         }
     };

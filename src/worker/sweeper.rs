@@ -12,12 +12,14 @@ use tokio::time::Instant;
 use super::Shared;
 use super::story::Story;
 use crate::bus::BusError;
-use crate::bus::chain::{ChainWriter, Head};
+use crate::bus::chain::{Appended, ChainWriter, Head};
 use crate::bus::submit::{SubmitError, Submitted};
 use crate::claim::owed_letter;
 use crate::crash::{self, Point};
 use crate::task::event::RawAssignment;
 use crate::task::{EventKind, Reason, TaskId, Tenant, Time};
+use crate::telemetry::causes;
+use crate::telemetry::metrics;
 
 /// Time that one sweep may take; the next goes on where it stopped.
 const BUDGET: Duration = Duration::from_secs(5);
@@ -52,7 +54,7 @@ impl Sweeper {
             match self.sweep(&shared).await {
                 Ok(Some(swept)) if swept != Swept::default() => tracing::warn!(?swept, "repaired what a crash had left"),
                 Ok(_) => {}
-                Err(error) => tracing::warn!(%error, "sweep not finished"),
+                Err(error) => tracing::warn!(error = %causes(&error), "sweep not finished"),
             }
         }
     }
@@ -153,10 +155,17 @@ impl Sweeper {
     /// A task whose message is gone and was too large to be carried by its chain.
     async fn end(&self, shared: &Shared, head: Head, swept: &mut Swept) -> Result<bool, BusError> {
         let task = head.event.task.clone();
+        let (class, tenant) = (task.class.clone(), task.tenant.clone());
         let story = Story::of(task.clone(), &shared.instance.info);
         let mut writer = ChainWriter::after(shared.bus.clone(), task.tenant, task.task_id, shared.config.events.encoding, Some(&head));
         let error = "its worker was lost and its message is gone from the queue";
-        writer.append(|link| story.not_run(Reason::WorkerLost, error, Some("publish it again under a new task_id"), link)).await?;
+        let appended =
+            writer.append(|link| story.not_run(Reason::WorkerLost, error, Some("publish it again under a new task_id"), link)).await?;
+        metrics::note(|m| {
+            if matches!(appended, Appended::Stored(_)) {
+                m.finished(&class, &tenant, Reason::WorkerLost)
+            }
+        });
         crash::point(Point::SweepEnded);
         swept.ended += 1;
         Ok(true)

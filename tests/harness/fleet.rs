@@ -80,6 +80,7 @@ impl Fleet {
             ("CAPACITY__CPUS", "64"),
             ("CAPACITY__MEMORY", "64GiB"),
             ("LOG__LEVEL", &level),
+            ("HTTP__LISTEN", "127.0.0.1:0"),
             ("SWEEPER__INTERVAL_S", "0"),
             ("STREAMS__LOGS_MAX", "2GiB"),
             ("STREAMS__MAX_WAITING", "512"),

@@ -85,10 +85,11 @@ impl Worker {
         command.arg("worker").arg("--config").arg(config).args(["--server", url, "--prefix", prefix]);
         command.env("WINDLASS__WORKER__ID", id).env("WINDLASS__WORKER__STATE_DIR", own);
         for (key, value) in settings {
-            // `env:NAME` is a variable as it is, all others are settings.
-            match key.strip_prefix("env:") {
-                Some(name) => command.env(name, value),
-                None => command.env(format!("WINDLASS__{key}"), value),
+            // `env:NAME` is a variable as it is, `unset:KEY` takes a setting back, all others are settings.
+            match (key.strip_prefix("env:"), key.strip_prefix("unset:")) {
+                (Some(name), _) => command.env(name, value),
+                (None, Some(key)) => command.env_remove(format!("WINDLASS__{key}")),
+                (None, None) => command.env(format!("WINDLASS__{key}"), value),
             };
         }
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file);
@@ -149,6 +150,16 @@ impl Worker {
     fn own_log(&self) -> String {
         let log = std::fs::read(&self.log).unwrap_or_default();
         log.get(self.born..).map_or_else(String::new, |own| String::from_utf8_lossy(own).into_owned())
+    }
+
+    /// All that its lives have written to its log.
+    pub fn whole_log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// How often this life has written that text to its log.
+    pub fn times_said(&self, text: &str) -> usize {
+        self.own_log().matches(text).count()
     }
 
     /// True when this life has written that text to its log.

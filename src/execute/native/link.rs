@@ -17,6 +17,7 @@ use crate::config;
 use crate::crash::{self, Point};
 use crate::supervisor::channel::{self, Outgoing};
 use crate::supervisor::protocol::{ExitReport, Reply, Request, SpawnError};
+use crate::telemetry::causes;
 
 type Started = oneshot::Sender<Result<u32, SpawnError>>;
 
@@ -52,6 +53,7 @@ pub(super) struct Link {
     pending: Arc<Mutex<Pending>>,
     lost: CancellationToken,
     closing: CancellationToken,
+    pid: u32,
 }
 
 impl Drop for Link {
@@ -96,6 +98,15 @@ impl Link {
         self.closing.cancel();
     }
 
+    /// No program can be started any more.
+    pub(super) fn is_closed(&self) -> bool {
+        locked(&self.pending).closed
+    }
+
+    pub(super) fn pid(&self) -> u32 {
+        self.pid
+    }
+
     pub(super) async fn lost(&self) {
         self.lost.cancelled().await;
     }
@@ -132,9 +143,10 @@ pub(super) async fn start(
     let pending = Arc::new(Mutex::new(Pending::default()));
     let socket = Arc::new(socket);
     tokio::spawn(write(socket.clone(), queue, closing.clone()));
+    let pid = child.id();
     let grave = Grave { child, directories, own_parent: config.parent.is_empty() };
     tokio::spawn(read(socket, pending.clone(), lost.clone(), grave));
-    Ok((Arc::new(Link { outbox, pending, lost, closing }), capabilities))
+    Ok((Arc::new(Link { outbox, pending, lost, closing, pid }), capabilities))
 }
 
 #[expect(unsafe_code, reason = "tokio leaves it to the caller that the descriptor stays the same")]
@@ -217,7 +229,7 @@ async fn read(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Mutex<Pending>>, lost:
             Ok(Some(reply)) => deliver(&pending, reply),
             Ok(None) => break,
             Err(error) => {
-                tracing::error!(%error, "unreadable reply of the supervisor");
+                tracing::error!(error = %causes(&error), "unreadable reply of the supervisor");
                 break;
             }
         }
@@ -226,7 +238,7 @@ async fn read(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Mutex<Pending>>, lost:
     // First the trees, then the news: whoever hears that the supervisor is lost may give the tasks back at once.
     let swept = tokio::task::spawn_blocking(move || bury(grave)).await;
     if let Ok(Err((path, error))) = swept {
-        tracing::error!(path = %path.display(), %error, "cgroup of this instance not removed; the next start sweeps it");
+        tracing::error!(path = %path.display(), error = %causes(&error), "cgroup of this instance not removed; the next start sweeps it");
     }
     locked(&pending).waiters.clear();
     lost.cancel();

@@ -108,10 +108,7 @@ fn shell(dir: &Path, python: Option<&Path>) -> Command {
         .env("LANG", "C.UTF-8")
         .env("PORT", port.to_string());
     shell.env("NATS_URL", format!("nats://127.0.0.1:{port}")).env(MARK, watchdog().mark());
-    shell.env("HTTP_PORT", http.to_string());
-    if windlass::config::DEFAULTS.contains("[http]") {
-        shell.env("WINDLASS__HTTP__LISTEN", format!("127.0.0.1:{http}"));
-    }
+    shell.env("HTTP_PORT", http.to_string()).env("WINDLASS__HTTP__LISTEN", format!("127.0.0.1:{http}"));
     shell.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
     shell
 }

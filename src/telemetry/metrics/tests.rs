@@ -1,0 +1,108 @@
+//! Names, labels and numbers as Prometheus gets them.
+
+use super::*;
+use crate::supervisor::protocol::ExitStatus;
+use crate::task::limits::Usage;
+
+struct Still;
+
+impl Gauges for Still {
+    fn slots(&self) -> u64 {
+        4
+    }
+
+    fn spool_bytes(&self) -> u64 {
+        1024
+    }
+
+    fn states(&self) -> Vec<(&'static str, bool)> {
+        vec![("running", true), ("draining", false)]
+    }
+
+    fn conditions(&self) -> Vec<(&'static str, bool)> {
+        vec![("nats", false)]
+    }
+
+    fn supervisor(&self) -> Option<u32> {
+        None
+    }
+}
+
+fn class() -> ClassName {
+    ClassName::new("cpu_short").unwrap()
+}
+
+fn tenant(name: &str) -> Tenant {
+    Tenant::new(name).unwrap()
+}
+
+#[track_caller]
+fn has(text: &str, line: &str) {
+    assert!(text.lines().any(|l| l == line), "no {line:?} in\n{text}");
+}
+
+#[test]
+fn what_happened_is_told_under_its_name() {
+    let meters = Meters::new([&class()], &[], Still).unwrap();
+    let text = meters.render().unwrap();
+    for line in [
+        "windlass_redeliveries_total{class=\"cpu_short\"} 0",
+        "windlass_tasks_lost_total{cause=\"lease_expired\",class=\"cpu_short\"} 0",
+        "windlass_log_published_bytes_total 0",
+        "windlass_slots 4",
+        "windlass_spool_bytes 1024",
+        "windlass_worker_state{state=\"running\"} 1",
+        "windlass_worker_condition{condition=\"nats\"} 0",
+        concat!("windlass_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+    ] {
+        has(&text, line);
+    }
+    assert!(!text.contains("windlass_supervisor_"), "nothing is told of a process that is not there");
+    assert!(!text.contains("otel"), "{text}");
+
+    meters.delivered(&class(), 1);
+    meters.delivered(&class(), 2);
+    meters.started(&class(), &tenant("acme"), Some(Duration::from_millis(20)));
+    meters.started(&class(), &tenant("acme"), None);
+    let usage = Usage { cpu_user_us: 1_000_000, cpu_system_us: 500_000, memory_peak_bytes: 2 << 20, oom_kills: 1, ..Usage::default() };
+    meters.exited(&class(), &ExitReport { status: ExitStatus::Code(0), usage, lease_expired: false, kill_us: 0 });
+    meters.ran(&class(), Outcome::Failure, Some(Duration::from_secs(3)), 7);
+    meters.finished(&class(), &tenant("acme"), Reason::OomKilled);
+    meters.chunk_stored(100);
+    meters.confirmed(Publication::Chunk, Duration::from_millis(3));
+    let text = meters.render().unwrap();
+    for line in [
+        "windlass_deliveries_total{class=\"cpu_short\"} 2",
+        "windlass_redeliveries_total{class=\"cpu_short\"} 1",
+        "windlass_tasks_started_total{class=\"cpu_short\"} 2",
+        "windlass_task_queue_wait_seconds_bucket{class=\"cpu_short\",le=\"0.01\"} 0",
+        "windlass_task_queue_wait_seconds_bucket{class=\"cpu_short\",le=\"0.05\"} 1",
+        "windlass_task_queue_wait_seconds_count{class=\"cpu_short\"} 1",
+        "windlass_task_cpu_seconds_total{class=\"cpu_short\"} 1.5",
+        "windlass_task_memory_peak_bytes_count{class=\"cpu_short\"} 1",
+        "windlass_oom_kills_total{class=\"cpu_short\"} 1",
+        "windlass_task_run_seconds_sum{class=\"cpu_short\",outcome=\"failure\"} 3",
+        "windlass_log_dropped_bytes_total{class=\"cpu_short\"} 7",
+        "windlass_tasks_finished_total{class=\"cpu_short\",outcome=\"failure\",reason=\"oom_killed\"} 1",
+        "windlass_log_chunks_total 1",
+        "windlass_log_published_bytes_total 100",
+        "windlass_publish_confirmation_seconds_bucket{kind=\"chunk\",le=\"0.005\"} 1",
+    ] {
+        has(&text, line);
+    }
+}
+
+#[test]
+fn tenants_are_told_apart_only_where_that_is_wanted() {
+    let meters = Meters::new([&class()], &[tenant("acme")], Still).unwrap();
+    for name in ["acme", "stranger-1", "stranger-2"] {
+        meters.finished(&class(), &tenant(name), Reason::Ok);
+    }
+    let text = meters.render().unwrap();
+    let line = |tenant: &str, n| {
+        format!("windlass_tasks_finished_total{{class=\"cpu_short\",outcome=\"success\",reason=\"ok\",tenant=\"{tenant}\"}} {n}")
+    };
+    has(&text, &line("acme", 1));
+    has(&text, &line("other", 2));
+    assert!(!text.contains("stranger"), "{text}");
+}
