@@ -175,7 +175,8 @@ end_first_terminal() {
   local pid=$first
   first=
   kill -- "-$watch" 2>/dev/null || true
-  kill -INT -- "-$pid"
+  # It may have been drained.
+  kill -INT -- "-$pid" 2>/dev/null || true
   wait "$pid"
 }
 first_terminal() {
