@@ -83,6 +83,8 @@ mod sandbox;
 mod secrets;
 #[path = "integration/server_faults.rs"]
 mod server_faults;
+#[path = "integration/shipping.rs"]
+mod shipping;
 #[path = "integration/soak.rs"]
 mod soak;
 #[path = "integration/sweeper.rs"]
