@@ -83,9 +83,10 @@ def normal(line):
 
 
 def stories(lines):
-    """Events and the rest: two processes write them, so only the order within each is the same each time."""
-    lines = [normal(line) for line in lines]
-    return [line for line in lines if line.startswith("event ")], [line for line in lines if line and not line.startswith("event ")]
+    """Events, notices and the rest: they come by ways of their own, so only the order within each is the same each time."""
+    lines = [line for line in map(normal, lines) if line]
+    kind = lambda line: next((kind for kind in ("event ", "windlass: ") if line.startswith(kind)), "")
+    return [[line for line in lines if kind(line) == wanted] for wanted in ("event ", "windlass: ", "")]
 
 
 def spans(line):
@@ -191,7 +192,7 @@ def main():
         with open(path, encoding="utf-8") as file:
             before = stories(lines_of(file.read()))
     except FileNotFoundError:
-        before = ([], [])
+        before = [[], [], []]
     now = stories([line for _, line in lines])
     if before == now:
         print(f"{os.path.relpath(path)} shows what the demo prints")

@@ -13,6 +13,7 @@ use crate::config::{self as configuration, Config, ConfigError, Origin};
 
 mod args;
 mod assembly;
+mod bench;
 mod cancel;
 mod config;
 mod dead;
@@ -31,6 +32,7 @@ mod shell;
 mod status;
 mod submit;
 mod terminal;
+mod top;
 mod verdict;
 
 pub use args::{Cli, DevArgs, Global, GuardArgs, Operation, Verb, WorkerArgs};
@@ -191,6 +193,8 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,
         Operation::Dead { action } => dead::run(global, action, output).await,
         Operation::Config { action } => config::run(global, &action, output),
+        Operation::Top(args) => Box::pin(top::run(global, &args, output)).await,
+        Operation::Bench(args) => Box::pin(bench::run(global, &args, output)).await,
         Operation::Schema(args) => schema::run(&args, output),
         Operation::Completions(args) => shell::completions(&args, output),
         Operation::Man(args) => shell::man(&args, output),

@@ -16,6 +16,8 @@ mod harness;
 mod asyncapi;
 #[path = "integration/bad_input.rs"]
 mod bad_input;
+#[path = "integration/bench.rs"]
+mod bench;
 #[path = "integration/cancel.rs"]
 mod cancel;
 #[path = "integration/chaos.rs"]
@@ -89,5 +91,7 @@ mod shipping;
 mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;
+#[path = "integration/top.rs"]
+mod top;
 #[path = "integration/worker_logs.rs"]
 mod worker_logs;

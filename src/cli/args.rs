@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
-use super::{cancel::CancelArgs, config::ConfigAction, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
-use super::{plan::PlanArgs, schema::SchemaArgs, shell::CompletionsArgs, shell::ManArgs, status::StatusArgs, submit::SubmitArgs};
+use super::{bench::BenchArgs, cancel::CancelArgs, config::ConfigAction, dead::DeadAction, events::EventsArgs, init::InitArgs};
+use super::{logs::LogsArgs, plan::PlanArgs, run::RunArgs, schema::SchemaArgs, shell::CompletionsArgs, shell::ManArgs};
+use super::{status::StatusArgs, submit::SubmitArgs, top::TopArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
 use crate::wire::Encoding;
@@ -99,6 +100,10 @@ pub enum Operation {
         #[command(subcommand)]
         action: ConfigAction,
     },
+    /// Watch the fleet live: rates, queues, workers, what runs
+    Top(TopArgs),
+    /// Submit tasks that do nothing, and print rates and latencies
+    Bench(BenchArgs),
     /// Show the JSON Schema of assignments, events, log chunks or the configuration
     Schema(SchemaArgs),
     /// Write completions for a shell
