@@ -18,6 +18,10 @@ help: ## this list
 demo: ## one worker, a handful of tasks, everything that happens to them; leaves nothing behind
 	@deploy/demo.sh
 
+.PHONY: picture
+picture: ## docs/demo.svg, recorded from `make demo`; written anew only when what it says has changed
+	@python3 deploy/picture.py
+
 test: ## all tests: test-host, short fuzzing, test-vm
 	@$(MAKE) --no-print-directory test-host
 	@$(MAKE) --no-print-directory fuzz-short
@@ -124,12 +128,12 @@ nats:
 promtool:
 	@deploy/fetch-promtool.sh >/dev/null || true
 
-# Images to fill and to cut off from power, and clocks to set; without them those tests are skipped.
+# Images to fill and to cut off from power, and clocks to set; without them those tests are skipped. curl, because documents use it.
 disks:
-	@{ command -v mkfs.ext4 && command -v unshare && command -v nsenter && command -v mount && command -v faketime; } >/dev/null || \
+	@{ command -v mkfs.ext4 && command -v unshare && command -v nsenter && command -v mount && command -v faketime && command -v curl; } >/dev/null || \
 		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
-			apt-get install -y -qq --no-install-recommends e2fsprogs util-linux mount faketime >/dev/null 2>&1; } || \
-		echo "make: tests of disks and clocks need e2fsprogs, util-linux and faketime, and root" >&2
+			apt-get install -y -qq --no-install-recommends e2fsprogs util-linux mount faketime curl >/dev/null 2>&1; } || \
+		echo "make: tests of disks, clocks and documents need e2fsprogs, util-linux, faketime and curl, and root" >&2
 
 # The official parser of AsyncAPI documents, the packages of examples/node (locked), and jq for examples/shell.
 node: $(VENV)/node-ready

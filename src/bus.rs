@@ -112,7 +112,9 @@ pub enum BusError {
 /// What an operator can do about a refusal.
 fn advice(code: u64, text: &str) -> &'static str {
     match code {
-        10023 | 10047 => "; the server's JetStream store is full: raise jetstream.max_file, or remove what is not needed",
+        10023 | 10047 => {
+            "; the server's JetStream store is full: raise jetstream.max_file, lower streams.logs_max, or remove what is not needed"
+        }
         10077 if text.contains("per subject") => "",
         10077 => "; the stream is full: raise its limits, or let it discard what is old",
         10039 | 10076 => "; enable JetStream for this account",

@@ -37,6 +37,8 @@ mod credentials;
 mod disk;
 #[path = "integration/doctor.rs"]
 mod doctor;
+#[path = "integration/docs.rs"]
+mod docs;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]

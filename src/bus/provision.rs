@@ -288,7 +288,7 @@ pub async fn apply(bus: &Bus, config: &Config) -> Result<Vec<Change>, BusError> 
     for stream in streams(bus.subjects(), config) {
         let what = format!("stream {}", stream.name);
         if todo(&what) {
-            bus.inner.js.create_or_update_stream(stream).await.map(|_| ()).map_err(|e| refused(&e, what))?;
+            bus.inner.js.create_or_update_stream(stream).await.map(|_| ()).map_err(|e| stream_refused(&e, what))?;
         }
     }
     for (name, consumer) in consumers(bus.subjects(), config) {
@@ -366,6 +366,14 @@ fn sorted(drift: Vec<Drift>) -> (Vec<String>, Vec<(String, Difference)>) {
         }
     }
     (broken, other)
+}
+
+/// With JetStream's own code, which says what can be done about it.
+fn stream_refused(error: &jetstream::context::CreateStreamError, what: String) -> BusError {
+    if let jetstream::context::CreateStreamErrorKind::JetStream(error) = error.kind() {
+        return BusError::Refused { what, code: error.error_code().0, text: error.to_string() };
+    }
+    refused(error, what)
 }
 
 fn refused(error: &(dyn std::error::Error + 'static), what: String) -> BusError {

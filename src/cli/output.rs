@@ -180,7 +180,9 @@ impl Output {
     }
 
     fn say(&self, text: &str, style: Style) {
-        let _ = writeln!(io::stderr().lock(), "{}", paint(&format!("windlass: {}", visible(text)), style, self.colour_notices));
+        // In one write, so that processes that share a terminal keep to lines.
+        let line = paint(&format!("windlass: {}", visible(text)), style, self.colour_notices) + "\n";
+        let _ = io::stderr().lock().write_all(line.as_bytes());
     }
 }
 

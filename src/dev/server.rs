@@ -228,6 +228,8 @@ fn configuration(port: u16, data: &Path) -> String {
          \x20 store_dir: {store}\n\
          \x20 # Written to disk before it is acknowledged: the default (two minutes) loses acknowledged messages in a power cut.\n\
          \x20 sync_interval: always\n\
+         \x20 # Streams may grow to more than this disk has free: without a word the server takes three quarters of that, and refuses them.\n\
+         \x20 max_file: 1TB\n\
          }}\n",
         log = quoted(data.join("nats.log")),
         store = quoted(data.join("jetstream")),

@@ -8,9 +8,10 @@ use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
 use tokio::process::Command;
 use windlass::task::{EventKind, Reason};
 
+use crate::harness::disk::{Disk, Shape};
 use crate::harness::job::Gate;
-use crate::harness::server::Server;
-use crate::harness::worker::windlass as command;
+use crate::harness::server::{Server, free_port};
+use crate::harness::worker::{windlass as command, windlass_under};
 use crate::harness::{Fleet, Job, PATIENCE, Task, leftovers};
 
 pub(crate) async fn run(mut command: Command) -> Output {
@@ -264,6 +265,48 @@ async fn exit_codes_are_those_of_the_contract() {
         assert!(String::from_utf8_lossy(&output.stderr).contains(word), "all mistakes at once, {word} too: {}", said(&output));
     }
     fleet.finish_unchecked().await;
+}
+
+#[tokio::test]
+async fn a_server_without_room_for_a_stream_is_named_with_what_to_do() {
+    let small = |port, dir: &std::path::Path| {
+        format!("listen: 127.0.0.1:{port}\njetstream {{ store_dir: \"{}\"\n max_file: 1GB }}\n", dir.display())
+    };
+    let Some(server) = Server::with_config(small) else { return };
+    let mut init = command();
+    init.args(["init", "--server", &server.url()]);
+    let output = run(init).await;
+    let said = said(&output);
+    assert_eq!(code(&output), 1, "{said}");
+    assert!(said.contains("WINDLASS_LOGS") && said.contains("(10047)") && said.contains("lower streams.logs_max"), "{said}");
+}
+
+#[tokio::test]
+async fn dev_comes_up_on_a_disk_that_is_smaller_than_its_streams_may_become() {
+    let Some(server) = Server::binary() else { return };
+    let Some(disk) = Disk::make(Shape { mebibytes: 192, ..Shape::default() }) else { return };
+    let name = leftovers::cgroup_place(&format!("windlass-test-w{}-small", std::process::id()));
+    let mut dev = windlass_under(&disk.under());
+    dev.args(["dev", "-o", "json", "--port", &free_port().to_string(), "--nats-server"])
+        .arg(server)
+        .arg("--data")
+        .arg(disk.path().join("data"));
+    dev.env("WINDLASS__CGROUP__PARENT", &name).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = dev.spawn().unwrap();
+    crate::harness::watchdog::watchdog().adopt(child.id().unwrap());
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let ready = tokio::time::timeout(PATIENCE, lines.next_line()).await.expect("it comes up or ends").unwrap();
+    let Some(ready) = ready else { panic!("{}", said(&child.wait_with_output().await.unwrap())) };
+    let ready: Value = serde_json::from_str(&ready).unwrap();
+    let mut verb = command();
+    verb.args(["run", "--server", ready["nats_url"].as_str().unwrap(), "--", "echo", "hello"]);
+    let output = run(verb).await;
+    assert_eq!((code(&output), text(&output).as_str()), (0, "hello\n"), "{}", said(&output));
+    kill_process(Pid::from_raw(child.id().unwrap().cast_signed()).unwrap(), Signal::INT).unwrap();
+    tokio::time::timeout(PATIENCE, child.wait()).await.expect("Ctrl-C ends it").unwrap();
+    for path in leftovers::cgroup_parents(&name) {
+        std::fs::remove_dir(path).unwrap();
+    }
 }
 
 #[tokio::test]
