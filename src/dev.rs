@@ -24,6 +24,7 @@ use crate::bus::{Bus, BusError, Patience};
 use crate::cli::{DevArgs, Exit, Failed, Global, Output, event_line};
 use crate::config::Config;
 use crate::shutdown;
+use crate::task::ByteSize;
 use crate::telemetry::{self, causes};
 use crate::worker::http::Endpoint;
 use crate::worker::{self, Stop};
@@ -49,6 +50,7 @@ pub async fn run(global: &Global, args: &DevArgs) -> Exit {
 async fn serve(global: &Global, args: &DevArgs, output: &Output) -> Result<(), Failed> {
     let mut config = global.load_config()?;
     quiet_unless_asked(&mut config);
+    small_unless_asked(&mut config);
     telemetry::init(&config.log).map_err(|e| Failed::new(Exit::Usage, e.to_string()))?;
     let stop = shutdown::on_signals(DRAIN.min(Duration::from_secs_f64(config.worker.drain_timeout_s)))?;
     let mut server = Server::start(args, stop.clone()).await?;
@@ -70,6 +72,13 @@ async fn serve(global: &Global, args: &DevArgs, output: &Output) -> Result<(), F
 fn quiet_unless_asked(config: &mut Config) {
     if config.log.level == "info" {
         config.log.level = "warn".to_owned();
+    }
+}
+
+/// The server reserves what the stream of output may grow to, and the disk of somebody who tries things is not a server's.
+fn small_unless_asked(config: &mut Config) {
+    if config.streams.logs_max == ByteSize::mib(20 * 1024) {
+        config.streams.logs_max = ByteSize::mib(1024);
     }
 }
 
