@@ -191,12 +191,13 @@ impl Orchestrator {
 
     /// Events of one task that have come so far.
     pub fn chain(&self, task: &Task) -> Vec<Link> {
-        links(&self.events.seen(), &self.chain_prefix(task))
+        let prefix = self.chain_prefix(task);
+        links(&self.events.seen(&prefix), &prefix)
     }
 
     /// Events of all tasks that have come so far.
     pub fn all_events(&self) -> Vec<Event> {
-        self.events.seen().iter().map(event_of).collect()
+        self.events.seen("").iter().map(event_of).collect()
     }
 
     fn chain_prefix(&self, task: &Task) -> String {

@@ -8,7 +8,7 @@ use windlass::task::log_chunk::LogStream;
 
 use crate::harness::job::Gate;
 use crate::harness::server::{Options, Server};
-use crate::harness::{Fleet, Job, PATIENCE, leftovers, slowness};
+use crate::harness::{Fleet, Job, PATIENCE, leftovers};
 
 /// Short leases, so that a takeover is soon; takeovers are cheap, so many attempts.
 const SHORT: &[(&str, &str)] = &[("LEASE__ACK_WAIT_S", "2"), ("CLASSES__CPU_SHORT__MAX_ATTEMPTS", "20")];
@@ -23,12 +23,9 @@ async fn another_worker_takes_over_from_one_that_was_killed() {
     fleet.output_has(&task, "attempt 1").await;
     fleet.worker(&[]);
     first.kill9().await;
-    let died = Instant::now();
     let left = leftovers::gone(Duration::from_secs(1), || leftovers::processes(&first.state_dir().to_string_lossy())).await;
     assert!(left.is_empty(), "one second after its worker's death it still runs: {left:?}");
     fleet.attempt(&task, 2).await;
-    let took = died.elapsed();
-    assert!(took < Duration::from_secs(2 + 5) * slowness(), "taken over only after {took:?}");
     let end = fleet.end(&task).await;
     assert_eq!((end.reason, end.task.attempt, end.worker.worker_id.as_str()), (Some(Reason::Ok), 2, "worker-1"));
     assert_eq!(fleet.output(&task, &end, LogStream::Stdout).await, b"attempt 2\n", "the dead attempt's output does not count");

@@ -164,7 +164,8 @@ async fn invariant_06_everything_has_an_owner_and_a_label() {
     let instance = fleet.chain(&task)[0].event.worker.instance.clone();
     let parent = fleet.cgroup_parent();
     let cgroups = leftovers::cgroups(&parent);
-    let label = format!("{}.1", task.id);
+    // On a machine that is slower than the lease it may be another attempt's by now.
+    let label = format!("{}.", task.id);
     assert!(cgroups.iter().any(|c| c.to_string_lossy().contains(&instance) && c.to_string_lossy().contains(&label)), "{cgroups:?}");
     let dirs: Vec<_> =
         std::fs::read_dir(worker.state_dir()).unwrap().flatten().map(|e| e.file_name().to_string_lossy().into_owned()).collect();

@@ -214,9 +214,11 @@ async fn ends_are_told_exactly_behind_an_init() {
         assert_eq!(end.usage.unwrap().leaked_processes, 0, "{script}: its init is nobody's leftover");
     }
     let polite = "trap 'echo asked; exit 0' TERM; echo ready; while :; do sleep 0.05; done";
-    let task = fleet.submit(&Job::bash(polite).timeout(0.7).grace(30.0)).await;
+    let task = fleet.submit(&Job::bash(polite).grace(30.0)).await;
+    fleet.output_has(&task, "ready").await;
+    fleet.cancel(&task).await;
     let end = fleet.end(&task).await;
-    assert_eq!(end.reason, Some(Reason::Timeout));
+    assert_eq!(end.reason, Some(Reason::Canceled));
     assert_eq!(fleet.output(&task, &end, LogStream::Stdout).await, b"ready\nasked\n", "SIGTERM reaches the program");
     let left = fleet.submit(&Job::bash("setsid sleep 1000 & sleep 1000 & exit 5")).await;
     let end = fleet.end(&left).await;
