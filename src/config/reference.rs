@@ -23,7 +23,7 @@ A *size* is a number of bytes, or text such as `\"512MiB\"` (B, KB, MB, GB, TB, 
 ";
 
 /// The sections in the order of `config/worker.toml`, tables of names last.
-const SECTIONS: [(&str, &str); 13] = [
+const SECTIONS: [(&str, &str); 14] = [
     ("bus", "bus"),
     ("worker", "worker"),
     ("capacity", "capacity"),
@@ -34,6 +34,7 @@ const SECTIONS: [(&str, &str); 13] = [
     ("logs", "logs"),
     ("streams", "streams"),
     ("sweeper", "sweeper"),
+    ("http", "http"),
     ("log", "log"),
     ("tenants", "tenants.<name>"),
     ("classes", "classes.<name>"),
