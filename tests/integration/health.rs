@@ -44,7 +44,7 @@ async fn a_worker_that_waits_for_its_server_lives_and_is_not_ready() {
 
 #[tokio::test]
 async fn a_draining_worker_is_not_ready() {
-    let Some(fleet) = Fleet::start(&[]).await else { return };
+    let Some(fleet) = Fleet::start(&[("WORKER__DRAIN_TIMEOUT_S", "600")]).await else { return };
     let worker = fleet.worker(&[]);
     let gate = Gate::new(&fleet.dir, "drain");
     let task = fleet.submit(&Job::bash(gate.wait())).await;
