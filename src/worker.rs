@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 mod account;
 mod attempt;
 pub mod capacity;
-mod clock;
+pub(crate) mod clock;
 mod dispatcher;
 mod drive;
 mod ground;

@@ -39,6 +39,8 @@ pub mod operator;
 pub mod orchestrator;
 #[path = "harness/proxy.rs"]
 pub mod proxy;
+#[path = "harness/pty.rs"]
+pub mod pty;
 #[path = "harness/records.rs"]
 pub mod records;
 #[path = "harness/server.rs"]

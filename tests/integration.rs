@@ -12,8 +12,12 @@
 
 mod harness;
 
+#[path = "integration/asyncapi.rs"]
+mod asyncapi;
 #[path = "integration/bad_input.rs"]
 mod bad_input;
+#[path = "integration/bench.rs"]
+mod bench;
 #[path = "integration/cancel.rs"]
 mod cancel;
 #[path = "integration/chaos.rs"]
@@ -39,6 +43,8 @@ mod drain;
 mod durability;
 #[path = "integration/escape.rs"]
 mod escape;
+#[path = "integration/examples.rs"]
+mod examples;
 #[path = "integration/flow.rs"]
 mod flow;
 #[path = "integration/golden.rs"]
@@ -61,10 +67,14 @@ mod native;
 mod network;
 #[path = "integration/output.rs"]
 mod output;
+#[path = "integration/plan.rs"]
+mod plan;
 #[path = "integration/power.rs"]
 mod power;
 #[path = "integration/python.rs"]
 mod python;
+#[path = "integration/reference.rs"]
+mod reference;
 #[path = "integration/results.rs"]
 mod results;
 #[path = "integration/retry.rs"]
@@ -75,9 +85,13 @@ mod sandbox;
 mod secrets;
 #[path = "integration/server_faults.rs"]
 mod server_faults;
+#[path = "integration/shipping.rs"]
+mod shipping;
 #[path = "integration/soak.rs"]
 mod soak;
 #[path = "integration/sweeper.rs"]
 mod sweeper;
+#[path = "integration/top.rs"]
+mod top;
 #[path = "integration/worker_logs.rs"]
 mod worker_logs;

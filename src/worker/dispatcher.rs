@@ -1,6 +1,6 @@
 //! The loop that takes work in: permits first, then requests, then one task per delivery.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::capacity::{Need, Permit};
-use super::schedule::{Ask, Schedule};
+use super::schedule::{Ask, Others, Schedule};
 use super::{Shared, Stop, WorkerError, attempt};
 use crate::bus::delivery::Delivery;
 use crate::bus::provision::{self, Restored};
@@ -43,6 +43,8 @@ struct Lane {
 pub struct Dispatcher {
     shared: Arc<Shared>,
     lanes: BTreeMap<ClassName, Lane>,
+    /// The classes in the order in which they may ask next.
+    turns: VecDeque<ClassName>,
     attempts: JoinSet<()>,
     queues: JoinSet<Result<(), BusError>>,
     pulled: mpsc::Receiver<(QueueId, Pulled)>,
@@ -55,7 +57,8 @@ impl Dispatcher {
     pub fn new(shared: Arc<Shared>) -> Self {
         // A queue's task waits with what it pulled while this loop is behind; each has at most one batch under way.
         let (pulled_sender, pulled) = mpsc::channel(64);
-        Self { shared, lanes: BTreeMap::new(), attempts: JoinSet::new(), queues: JoinSet::new(), pulled, pulled_sender }
+        let (lanes, turns) = (BTreeMap::new(), VecDeque::new());
+        Self { shared, lanes, turns, attempts: JoinSet::new(), queues: JoinSet::new(), pulled, pulled_sender }
     }
 
     /// Takes work in until the worker has to stop, and waits for what runs.
@@ -107,25 +110,42 @@ impl Dispatcher {
                 promised: asks.iter().map(|_| Vec::new()).collect(),
                 asks,
             };
+            self.turns.push_back(class.clone());
             self.lanes.insert(class.clone(), lane);
         }
         self.shared.pulls.begin();
         Ok(())
     }
 
-    /// Spends free permits on requests.
+    /// Spends free permits on requests, one a turn. The classes take turns: where there are fewer permits than queues, none waits
+    /// for ever behind the others.
     fn ask(&mut self) {
-        for (class, lane) in &mut self.lanes {
-            loop {
-                let free = self.shared.capacity.available(class, lane.default_need);
-                let Some(Ask { queue, batch, wait }) = lane.schedule.next(free, Instant::now()) else { break };
-                let take = || self.shared.capacity.take(class, lane.default_need);
-                lane.promised[queue] = std::iter::from_fn(take).take(batch as usize).collect();
-                if lane.asks[queue].try_send((batch, wait)).is_err() {
-                    tracing::error!(%class, queue, "a queue was asked while it was still answering");
-                }
-            }
+        let now = Instant::now();
+        let mut passed = 0;
+        while passed < self.turns.len() {
+            let Some(class) = self.turns.pop_front() else { break };
+            passed = if self.ask_one(&class, now) { 0 } else { passed + 1 };
+            self.turns.push_back(class);
         }
+    }
+
+    /// One request of that class; false when there is nothing to ask, or nothing to ask with.
+    fn ask_one(&mut self, class: &ClassName, now: Instant) -> bool {
+        let capacity = &self.shared.capacity;
+        let mut others = Others::default();
+        for (other, lane) in self.lanes.iter().filter(|(other, _)| *other != class) {
+            others.flowing |= lane.schedule.is_flowing() && capacity.available(other, lane.default_need) > 0;
+            others.empty += lane.schedule.empty();
+        }
+        let Some(lane) = self.lanes.get_mut(class) else { return false };
+        let free = capacity.available(class, lane.default_need);
+        let Some(Ask { queue, batch, wait }) = lane.schedule.next(free, now, others) else { return false };
+        let take = || capacity.take(class, lane.default_need);
+        lane.promised[queue] = std::iter::from_fn(take).take(batch as usize).collect();
+        if lane.asks[queue].try_send((batch, wait)).is_err() {
+            tracing::error!(%class, queue, "a queue was asked while it was still answering");
+        }
+        true
     }
 
     fn on_pulled(&mut self, id: QueueId, pulled: Pulled) {

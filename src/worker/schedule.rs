@@ -5,6 +5,9 @@
 //! When all are empty, each gets one waiting request with one permit: the first message through any of them starts a new
 //! round with all the permits that are left. Where there are fewer permits than queues, the waiting requests are short
 //! and take turns. While one queue has messages, the others are believed to be empty for [`RECHECK`] after each look.
+//!
+//! The classes of a worker spend the same permits ([`Others`]): while one of them finds messages, the others only look, and
+//! what waits at all their queues together decides whether it waits shortly.
 
 use std::time::Duration;
 
@@ -38,9 +41,20 @@ enum State {
 #[derive(Debug)]
 pub struct Schedule {
     states: Vec<State>,
+    /// Whose last request was filled: there may be more.
+    filled: Vec<bool>,
     waited: Vec<u64>,
     round: u64,
     clock: u64,
+}
+
+/// The other classes, which want the same permits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Others {
+    /// One of them finds messages, and has permits to take them with.
+    pub flowing: bool,
+    /// Their queues that had nothing, and are not waited at.
+    pub empty: usize,
 }
 
 /// What to ask.
@@ -58,15 +72,15 @@ impl Schedule {
     /// For `queues` queues, most urgent first.
     #[must_use]
     pub fn new(queues: usize) -> Self {
-        Self { states: vec![State::Unknown; queues], waited: vec![0; queues], round: 0, clock: 0 }
+        Self { states: vec![State::Unknown; queues], filled: vec![false; queues], waited: vec![0; queues], round: 0, clock: 0 }
     }
 
     /// The next request at `now`, with `free` permits to spend on it; none when nothing is to be asked.
-    pub fn next(&mut self, free: u32, now: Instant) -> Option<Ask> {
+    pub fn next(&mut self, free: u32, now: Instant, others: Others) -> Option<Ask> {
         if free == 0 || self.states.contains(&State::Asking) {
             return None;
         }
-        if self.states.contains(&State::Unknown) {
+        if others.flowing || self.is_flowing() {
             for state in &mut self.states {
                 if matches!(state, State::Empty(since) if now.duration_since(*since) >= RECHECK) {
                     *state = State::Unknown;
@@ -80,13 +94,28 @@ impl Schedule {
             // A lower queue's turn is for one message: high is asked again right after.
             return Some(Ask { queue, batch: if is_turn { 1 } else { free.min(BATCH) }, wait: None });
         }
+        if others.flowing {
+            return None;
+        }
         let is_empty = |q: &usize| matches!(self.states[*q], State::Empty(_));
         let queue = (0..self.states.len()).filter(is_empty).min_by_key(|q| (self.waited[*q], *q))?;
-        let more_than_permits = (0..self.states.len()).filter(is_empty).count() > free as usize;
+        let more_than_permits = self.empty() + others.empty > free as usize;
         self.states[queue] = State::Waiting;
         self.clock += 1;
         self.waited[queue] = self.clock;
         Some(Ask { queue, batch: 1, wait: Some(if more_than_permits { SHORT_WAIT } else { WAIT }) })
+    }
+
+    /// Whether messages were found at one of the queues when it was last asked.
+    #[must_use]
+    pub fn is_flowing(&self) -> bool {
+        self.filled.contains(&true)
+    }
+
+    /// Queues that had nothing, and are not waited at.
+    #[must_use]
+    pub fn empty(&self) -> usize {
+        self.states.iter().filter(|s| matches!(s, State::Empty(_))).count()
     }
 
     fn first_unknown(&self) -> usize {
@@ -106,7 +135,7 @@ impl Schedule {
 
     /// The request at `queue` is over at `now`, with `unused` of its permits.
     pub fn ended(&mut self, queue: usize, unused: u32, now: Instant) {
-        // Filled: there may be more.
+        self.filled[queue] = unused == 0;
         self.states[queue] = if unused == 0 { State::Unknown } else { State::Empty(now) };
     }
 }
@@ -126,7 +155,7 @@ mod tests {
         let mut served = [0; 3];
         for round in 0..rounds {
             let now = start + Duration::from_millis(1) * round;
-            let Some(ask) = schedule.next(1, now) else { break };
+            let Some(ask) = schedule.next(1, now, Others::default()) else { break };
             if full[ask.queue] {
                 served[ask.queue] += 1;
                 schedule.ended(ask.queue, 0, now);
@@ -156,25 +185,25 @@ mod tests {
         let now = Instant::now();
         let mut schedule = Schedule::new(3);
         for queue in [HIGH, NORMAL, LOW] {
-            let ask = schedule.next(8, now).expect("permits are free");
+            let ask = schedule.next(8, now, Others::default()).expect("permits are free");
             assert_eq!((ask.queue, ask.batch, ask.wait), (queue, 8, None));
-            assert_eq!(schedule.next(8, now), None, "one request without waiting at a time");
+            assert_eq!(schedule.next(8, now, Others::default()), None, "one request without waiting at a time");
             schedule.ended(queue, 8, now);
         }
         for queue in [HIGH, NORMAL, LOW] {
-            assert_eq!(schedule.next(8, now), Some(Ask { queue, batch: 1, wait: Some(WAIT) }));
+            assert_eq!(schedule.next(8, now, Others::default()), Some(Ask { queue, batch: 1, wait: Some(WAIT) }));
         }
-        assert_eq!(schedule.next(8, now), None);
+        assert_eq!(schedule.next(8, now, Others::default()), None);
         schedule.ended(NORMAL, 0, now);
         assert_eq!(
-            schedule.next(5, now),
+            schedule.next(5, now, Others::default()),
             Some(Ask { queue: NORMAL, batch: 5, wait: None }),
             "the rest of the permits go where messages are"
         );
         schedule.ended(HIGH, 1, now);
         schedule.ended(NORMAL, 0, now);
         let later = now + RECHECK;
-        assert_eq!(schedule.next(5, later).map(|ask| ask.queue), Some(HIGH), "high is looked at again before long");
+        assert_eq!(schedule.next(5, later, Others::default()).map(|ask| ask.queue), Some(HIGH), "high is looked at again before long");
     }
 
     #[test]
@@ -182,17 +211,58 @@ mod tests {
         let now = Instant::now();
         let mut schedule = Schedule::new(3);
         for _ in 0..3 {
-            let ask = schedule.next(1, now).unwrap();
+            let ask = schedule.next(1, now, Others::default()).unwrap();
             schedule.ended(ask.queue, 1, now);
         }
         let turns: Vec<usize> = (0..6)
             .map(|_| {
-                let ask = schedule.next(1, now).unwrap();
+                let ask = schedule.next(1, now, Others::default()).unwrap();
                 assert_eq!(ask.wait, Some(SHORT_WAIT));
                 schedule.ended(ask.queue, 1, now);
                 ask.queue
             })
             .collect();
         assert_eq!(turns, [0, 1, 2, 0, 1, 2]);
+    }
+
+    /// A schedule whose queues were all looked at and had nothing.
+    fn empty(now: Instant) -> Schedule {
+        let mut schedule = Schedule::new(3);
+        for queue in [HIGH, NORMAL, LOW] {
+            schedule.next(1, now, Others::default()).expect("a look");
+            schedule.ended(queue, 1, now);
+        }
+        schedule
+    }
+
+    #[test]
+    fn while_another_class_finds_messages_no_permit_waits_at_empty_queues() {
+        let (now, flowing) = (Instant::now(), Others { flowing: true, empty: 0 });
+        let mut schedule = empty(now);
+        assert_eq!(schedule.next(1, now, flowing), None, "just looked at");
+        let later = now + RECHECK;
+        let ask = schedule.next(1, later, flowing).expect("looked at again");
+        assert_eq!(ask.wait, None);
+        schedule.ended(ask.queue, 1, later);
+        assert_eq!(schedule.next(1, later, Others::default()).map(|ask| ask.wait), Some(None), "the others were to be looked at, too");
+    }
+
+    #[test]
+    fn queues_of_other_classes_make_waits_short() {
+        let now = Instant::now();
+        assert_eq!(empty(now).next(4, now, Others { flowing: false, empty: 1 }).and_then(|ask| ask.wait), Some(WAIT));
+        assert_eq!(empty(now).next(4, now, Others { flowing: false, empty: 6 }).and_then(|ask| ask.wait), Some(SHORT_WAIT));
+    }
+
+    #[test]
+    fn looks_that_take_long_end_in_waiting() {
+        let mut now = Instant::now();
+        let mut schedule = Schedule::new(3);
+        for queue in [HIGH, NORMAL, LOW] {
+            assert_eq!(schedule.next(1, now, Others::default()).map(|ask| (ask.queue, ask.wait)), Some((queue, None)));
+            now += RECHECK * 2;
+            schedule.ended(queue, 1, now);
+        }
+        assert_eq!(schedule.next(1, now, Others::default()).and_then(|ask| ask.wait), Some(SHORT_WAIT), "not the first one again");
     }
 }

@@ -194,3 +194,34 @@ async fn tasks_of_two_classes_are_served_with_the_slots_of_each() {
     assert_eq!(fleet.end(&second).await.reason, Some(Reason::Ok));
     fleet.finish().await;
 }
+
+#[tokio::test]
+async fn a_worker_with_fewer_slots_than_queues_serves_all_its_classes() {
+    let classes = ["alpha", "beta", "gamma", "omega"];
+    let settings: Vec<(String, &str)> = classes.iter().map(|class| (format!("CLASSES__{}__SLOTS", class.to_uppercase()), "0")).collect();
+    let settings: Vec<(&str, &str)> = settings.iter().map(|(key, value)| (key.as_str(), *value)).collect();
+    let Some(fleet) = Fleet::start(&settings).await else { return };
+    fleet.worker(&[("CAPACITY__SLOTS", "1")]);
+    let of = |class: &str| {
+        let mut job = Job::argv(["true"]);
+        job.class = class.to_owned();
+        job
+    };
+    // While all is quiet, and while one class has more than the worker can do.
+    for class in classes.into_iter().rev() {
+        let task = fleet.submit(&of(class)).await;
+        assert_eq!(fleet.end(&task).await.reason, Some(Reason::Ok), "{class}");
+    }
+    let mut flood = Vec::new();
+    for _ in 0..200 {
+        flood.push(fleet.submit(&of("alpha")).await);
+    }
+    let other = fleet.submit(&of("omega")).await;
+    assert_eq!(fleet.end(&other).await.reason, Some(Reason::Ok));
+    let last = flood.last().expect("some");
+    assert!(fleet.chain(last).is_empty(), "omega had to wait until alpha had nothing more to do");
+    for task in &flood {
+        fleet.end(task).await;
+    }
+    fleet.finish().await;
+}
