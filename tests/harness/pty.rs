@@ -14,6 +14,7 @@ use tokio::process::{Child, Command};
 use tokio::sync::watch;
 
 use super::PATIENCE;
+use super::server::skip;
 use super::watchdog::watchdog;
 
 /// A program on a terminal of its own.
@@ -28,6 +29,15 @@ pub struct Pty {
 }
 
 impl Pty {
+    /// Whether there are pseudo-terminals; says so where there are none.
+    pub fn available() -> bool {
+        let opened = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).and_then(|keyboard| ptsname(&keyboard, Vec::new()));
+        if let Err(error) = &opened {
+            skip(&format!("no pseudo-terminal (/dev/ptmx, /dev/pts): {error}"));
+        }
+        opened.is_ok()
+    }
+
     /// Starts the program on a terminal of that many rows and columns.
     pub fn start(mut command: Command, rows: u16, columns: u16) -> Self {
         let keyboard = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).expect("a pseudo-terminal");

@@ -27,6 +27,9 @@ fn reporting(gate: &Gate, report: &str) -> Job {
 
 #[tokio::test]
 async fn a_task_is_seen_from_its_start_over_its_progress_to_its_end() {
+    if !Pty::available() {
+        return;
+    }
     let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
     let (first, second) = (Gate::new(&fleet.dir, "first"), Gate::new(&fleet.dir, "second"));
     let early = fleet.submit(&reporting(&first, r#"{"stage":"LOAD","pct":70}"#).id("early")).await;
@@ -60,6 +63,9 @@ async fn a_task_is_seen_from_its_start_over_its_progress_to_its_end() {
 
 #[tokio::test]
 async fn the_terminal_is_given_back_however_it_ends() {
+    if !Pty::available() {
+        return;
+    }
     let Some(fleet) = Fleet::start(&[]).await else { return };
     for signal in [Some(Signal::TERM), Some(Signal::INT), None] {
         let mut top = top(&fleet);
@@ -76,6 +82,9 @@ async fn the_terminal_is_given_back_however_it_ends() {
 
 #[tokio::test]
 async fn it_says_that_it_is_disconnected_and_goes_on_afterwards() {
+    if !Pty::available() {
+        return;
+    }
     let Some(server) = Server::private(Options::default()) else { return };
     let fleet = Fleet::on(server, &[]).await;
     let mut top = top(&fleet);

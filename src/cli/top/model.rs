@@ -84,7 +84,11 @@ impl Model {
     /// Takes what was read.
     pub(super) fn apply(&mut self, update: Update) {
         match update {
-            Update::Running(events) => events.iter().for_each(|event| self.fold(event)),
+            Update::Running(events) => {
+                events.iter().for_each(|event| self.fold(event));
+                // No more than that were read.
+                self.more |= self.running.len() >= MOST_TASKS;
+            }
             Update::Since(time) => self.rates.begin(time),
             Update::Event(event) => {
                 if event.head.sequence > self.counted {
