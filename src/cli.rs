@@ -4,26 +4,34 @@
 //! codes ([`Exit`]) are a contract (`docs/cli.md`). `worker`, `dev` and the hidden process roles are `main`'s to start;
 //! [`operate`] does the rest. Each verb is a file with one `run`, which returns an [`Exit`] or says why not with [`Failed`].
 
+use clap::parser::ValueSource;
+use clap::{CommandFactory as _, FromArgMatches as _};
+
 use crate::bus::submit::SubmitError;
 use crate::bus::{Bus, BusError, ConnectError, Patience};
-use crate::config::{self, Config, ConfigError};
+use crate::config::{self as configuration, Config, ConfigError, Origin};
 
 mod args;
 mod assembly;
 mod cancel;
+mod config;
 mod dead;
 mod events;
 mod exit;
+mod file;
 mod follow;
 mod init;
 mod logs;
 mod output;
+mod plan;
 mod render;
 mod run;
 mod schema;
+mod shell;
 mod status;
 mod submit;
 mod terminal;
+mod verdict;
 
 pub use args::{Cli, DevArgs, Global, GuardArgs, Operation, Verb, WorkerArgs};
 pub use exit::Exit;
@@ -116,7 +124,11 @@ impl From<std::io::Error> for Failed {
 /// What the process was asked to do; ends the process after `--help`, `--version` and wrong usage.
 #[must_use]
 pub fn parse() -> Cli {
-    <Cli as clap::Parser>::parse()
+    let matches = Cli::command().get_matches();
+    let mut cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let by_environment = |option: &&str| matches.value_source(option) == Some(ValueSource::EnvVariable);
+    cli.global.by_environment = ["server", "creds", "prefix"].into_iter().filter(by_environment).collect();
+    cli
 }
 
 impl Global {
@@ -125,17 +137,26 @@ impl Global {
     /// # Errors
     /// When the configuration has mistakes.
     pub fn load_config(&self) -> Result<Config, ConfigError> {
-        let mut config = config::load(self.config.as_deref(), config::environment())?;
+        let mut config = configuration::load(self.config.as_deref(), configuration::environment())?;
+        let bus = &mut config.bus;
         if let Some(server) = &self.server {
-            config.bus.server.clone_from(server);
+            bus.server.clone_from(server);
+            config.origins.set("bus.server", self.origin("server", "NATS_URL"));
         }
         if let Some(creds) = &self.creds {
-            config.bus.creds.clone_from(creds);
+            bus.creds.clone_from(creds);
+            config.origins.set("bus.creds", self.origin("creds", "NATS_CREDS"));
         }
         if let Some(prefix) = &self.prefix {
-            config.bus.prefix.clone_from(prefix);
+            bus.prefix.clone_from(prefix);
+            config.origins.set("bus.prefix", self.origin("prefix", "WINDLASS_PREFIX"));
         }
         Ok(config)
+    }
+
+    fn origin(&self, option: &str, variable: &str) -> Origin {
+        let by_environment = self.by_environment.contains(&option);
+        if by_environment { Origin::Environment(variable.to_owned()) } else { Origin::Option(format!("--{option}")) }
     }
 
     /// Connects as an operator's verb does: at once, or not at all.
@@ -162,12 +183,16 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
     match operation {
         Operation::Init(args) => init::run(global, &args, output).await,
         Operation::Submit(args) => Box::pin(submit::run(global, &args, output)).await,
+        Operation::Plan(args) => plan::run(global, &args, output),
         Operation::Run(args) => Box::pin(run::run(global, &args, output)).await,
         Operation::Status(args) => status::run(global, &args, output).await,
         Operation::Logs(args) => Box::pin(logs::run(global, &args, output)).await,
         Operation::Events(args) => Box::pin(events::run(global, &args, output)).await,
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,
         Operation::Dead { action } => dead::run(global, action, output).await,
+        Operation::Config { action } => config::run(global, &action, output),
         Operation::Schema(args) => schema::run(&args, output),
+        Operation::Completions(args) => shell::completions(&args, output),
+        Operation::Man(args) => shell::man(&args, output),
     }
 }

@@ -16,12 +16,16 @@ use crate::wire::Encoding;
 
 mod listen;
 mod load;
+mod origins;
+mod reference;
 #[cfg(test)]
 mod tests;
 mod validate;
 
 pub use listen::Listen;
 pub use load::{ConfigError, DEFAULTS, environment, load, load_text};
+pub use origins::{Origin, Origins};
+pub use reference::reference;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -58,14 +62,9 @@ pub struct Config {
     /// The file that this was read from: tasks must not read it.
     #[serde(skip)]
     pub source: Option<PathBuf>,
-}
-
-impl Config {
-    /// What that tenant may do.
-    #[must_use]
-    pub fn tenant(&self, tenant: &Tenant) -> TenantPolicy {
-        self.tenants.get(tenant).cloned().unwrap_or_default()
-    }
+    /// Who set which of its keys.
+    #[serde(skip)]
+    pub origins: Origins,
 }
 
 /// `[bus]`
@@ -82,6 +81,22 @@ pub struct Bus {
     pub ping_interval_s: f64,
     /// Seconds before a request counts as unanswered.
     pub request_timeout_s: f64,
+}
+
+impl Bus {
+    /// The servers without passwords and tokens, to be shown.
+    #[must_use]
+    pub fn shown_server(&self) -> String {
+        let one = |url: &str| {
+            let (scheme, rest) = url.split_once("://").map_or(("", url), |(scheme, rest)| (scheme, rest));
+            // The last one: what is written wrongly hides too much rather than too little.
+            let Some((who, host)) = rest.rsplit_once('@') else { return url.to_owned() };
+            let who = who.split_once(':').map_or(String::new(), |(user, _)| format!("{user}:"));
+            let scheme = if scheme.is_empty() { String::new() } else { format!("{scheme}://") };
+            format!("{scheme}{who}***@{host}")
+        };
+        self.server.split(',').map(one).collect::<Vec<_>>().join(",")
+    }
 }
 
 /// `[worker]`
@@ -108,7 +123,7 @@ pub struct Worker {
 pub struct Capacity {
     /// Tasks at one time over all classes; 0: twice the CPUs.
     pub slots: u32,
-    /// CPUs to give out; 0: all of the machine.
+    /// CPUs to give out; 0: twice those of the machine.
     pub cpus: f64,
     /// Memory to give out; 0: nine tenths of the machine's.
     pub memory: ByteSize,

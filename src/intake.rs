@@ -7,5 +7,5 @@
 mod decode;
 pub(crate) mod lease;
 
-pub use decode::{Poison, Task, decode};
+pub use decode::{Poison, Task, decode, read};
 pub use lease::{Lease, Loss, Renewer};

@@ -64,5 +64,6 @@ pub mod shutdown;
 pub mod supervisor;
 pub mod task;
 pub mod telemetry;
+pub mod version;
 pub mod wire;
 pub mod worker;

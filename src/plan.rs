@@ -1,17 +1,23 @@
 //! Stage 3, plan: what exactly would run, or why not. Pure: the same code answers the worker and a dry run.
 //!
 //! Nothing is clipped: a request above a ceiling of its class is refused, and the refusal names the field, the value and
-//! the ceiling.
+//! the ceiling. Every value that was decided says who decided it ([`Decided`]).
 
 use std::time::Duration;
 
-use crate::config::{Class, TenantPolicy};
+use crate::execute::native::sandbox::User;
 use crate::intake::Task;
 use crate::task::assignment::{BackoffPolicy, Execution, Runtime};
 use crate::task::{Limits, Profile, Reason};
 
+mod bounds;
+mod policy;
 mod secrets;
+#[cfg(test)]
+mod tests;
 
+pub use bounds::Bounds;
+pub use policy::{Decided, Policy, Source};
 pub use secrets::Secret;
 
 /// What would run.
@@ -22,17 +28,27 @@ pub struct Plan {
     /// The program and how it is started.
     pub program: Program,
     /// Limits.
-    pub limits: Limits,
+    pub bounds: Bounds,
     /// Sandbox, as its class has it.
-    pub sandbox: Profile,
+    pub sandbox: Decided<Profile>,
+    /// The user of its tenant, for workers that can have one.
+    pub user: Decided<User>,
     /// Time between SIGTERM and SIGKILL.
-    pub grace: Duration,
+    pub grace: Decided<Duration>,
     /// Attempts in all.
-    pub max_attempts: u32,
+    pub max_attempts: Decided<u32>,
     /// Delays between them.
-    pub backoff: BackoffPolicy,
+    pub backoff: Decided<BackoffPolicy>,
     /// Secrets that it gets.
     pub secrets: Vec<Secret>,
+}
+
+impl Plan {
+    /// The limits that are set.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.bounds.limits()
+    }
 }
 
 /// The program of a native task.
@@ -47,6 +63,32 @@ pub enum Program {
         /// `$1` and so on.
         args: Vec<String>,
     },
+}
+
+/// Longest script that is passed as an argument; the kernel takes 128 KiB in one argument.
+const INLINE_SCRIPT: usize = 64 * 1024;
+
+impl Program {
+    /// The script, when it has to be a file because no argument can hold it.
+    #[must_use]
+    pub fn script_file(&self) -> Option<&str> {
+        match self {
+            Self::Bash { script, .. } if script.len() > INLINE_SCRIPT || script.contains('\0') => Some(script),
+            Self::Bash { .. } | Self::Argv(_) => None,
+        }
+    }
+
+    /// The argument vector, with `file` as the path of a [script that is one](Self::script_file).
+    #[must_use]
+    pub fn argv(&self, file: &str) -> Vec<String> {
+        match self {
+            Self::Argv(argv) => argv.clone(),
+            Self::Bash { script, args } => {
+                let shell: &[&str] = if self.script_file().is_some() { &["bash", file] } else { &["bash", "-c", script, "bash"] };
+                shell.iter().map(|s| (*s).to_owned()).chain(args.iter().cloned()).collect()
+            }
+        }
+    }
 }
 
 /// Why a task is not run.
@@ -68,33 +110,24 @@ fn reject(reason: Reason, error: String, hint: &str) -> Rejection {
 ///
 /// # Errors
 /// When the task is incomplete, above a ceiling, or asks for what no worker of this version has.
-pub fn plan(task: &Task, class: &Class, tenant: &TenantPolicy, enforced: bool) -> Result<Plan, Rejection> {
-    let assignment = &task.assignment;
-    let execution = &assignment.execution;
-    offered(task, class)?;
+pub fn plan(task: &Task, policy: &Policy<'_>) -> Result<Plan, Rejection> {
+    let execution = &task.assignment.execution;
+    offered(task, policy)?;
     let program = program(execution)?;
     check_environment(execution)?;
-    let secrets = secrets::allowed(task, tenant)?;
-    let limits = limits(execution, class, enforced)?;
-    let grace_s = within("execution.grace_s", execution.grace_s, class.grace_s, 0.0, class.max_grace_s)?;
-    let max_attempts = assignment.retry.max_attempts.unwrap_or(class.max_attempts);
-    if max_attempts == 0 {
-        return Err(invalid("retry.max_attempts: 0 allows no attempt at all; the first one counts, so use 1 or more".to_owned()));
-    }
-    if max_attempts > class.max_max_attempts {
-        return Err(above("retry.max_attempts", max_attempts, class.max_max_attempts));
-    }
-    let backoff = assignment.retry.backoff.unwrap_or(class.backoff);
-    if !(backoff.factor.is_finite() && backoff.factor >= 1.0) {
-        return Err(invalid(format!("retry.backoff.factor: {} must be 1 or more", backoff.factor)));
-    }
-    let grace = Duration::from_secs_f64(grace_s);
-    Ok(Plan { runtime: execution.runtime, program, limits, sandbox: class.sandbox, grace, max_attempts, backoff, secrets })
+    let secrets = secrets::allowed(task, policy.grants())?;
+    let bounds = bounds::bounds(execution, policy)?;
+    let grace = bounds::grace(execution, policy)?;
+    let max_attempts = bounds::max_attempts(&task.assignment.retry, policy)?;
+    let backoff = bounds::backoff(&task.assignment.retry, policy)?;
+    let sandbox = policy.by_class("sandbox", |class| class.sandbox);
+    let user = policy.user(&task.tenant);
+    Ok(Plan { runtime: execution.runtime, program, bounds, sandbox, user, grace, max_attempts, backoff, secrets })
 }
 
 /// What this version, and this class, offers.
-fn offered(task: &Task, class: &Class) -> Result<(), Rejection> {
-    let assignment = &task.assignment;
+fn offered(task: &Task, policy: &Policy<'_>) -> Result<(), Rejection> {
+    let (assignment, class) = (&task.assignment, policy.class);
     let execution = &assignment.execution;
     let runtime = execution.runtime;
     if !matches!(runtime, Runtime::Native | Runtime::Bash) {
@@ -187,42 +220,6 @@ fn check_working_dir(dir: Option<&str>) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn limits(execution: &Execution, class: &Class, enforced: bool) -> Result<Limits, Rejection> {
-    let resources = &execution.resources;
-    let timeout_s = within("execution.timeout_s", execution.timeout_s, class.timeout_s, 0.001, class.max_timeout_s)?;
-    let cpus = within("execution.resources.cpus", resources.cpus, class.cpus, 0.01, class.max_cpus)?;
-    let memory = resources.memory.unwrap_or(class.memory);
-    if memory > class.max_memory {
-        return Err(above("execution.resources.memory", memory, class.max_memory));
-    }
-    if memory.bytes() < MIN_MEMORY {
-        return Err(invalid(format!("execution.resources.memory: {memory} is too little for any process; at least 1MiB")));
-    }
-    let pids = resources.pids.unwrap_or(class.pids);
-    if pids > class.max_pids {
-        return Err(above("execution.resources.pids", pids, class.max_pids));
-    }
-    if pids == 0 {
-        return Err(invalid("execution.resources.pids: 0 allows no process at all; at least 1".to_owned()));
-    }
-    let timeout_ms = u64::try_from(Duration::from_secs_f64(timeout_s).as_millis()).unwrap_or(u64::MAX).max(1);
-    Ok(Limits { cpus, memory_bytes: memory.bytes(), pids, timeout_ms, io: resources.io, enforced })
-}
-
-/// Less cannot even hold the kernel's own account of a process.
-const MIN_MEMORY: u64 = 1 << 20;
-
-fn within(field: &str, asked: Option<f64>, default: f64, least: f64, most: f64) -> Result<f64, Rejection> {
-    let value = asked.unwrap_or(default);
-    if !value.is_finite() || value < least {
-        return Err(invalid(format!("{field}: {value} is too small; at least {least}")));
-    }
-    if value > most {
-        return Err(above(field, value, most));
-    }
-    Ok(value)
-}
-
 fn invalid(error: String) -> Rejection {
     reject(Reason::InvalidAssignment, error, "publish a corrected assignment under a new task_id")
 }
@@ -230,69 +227,4 @@ fn invalid(error: String) -> Rejection {
 fn above(field: &str, value: impl std::fmt::Display, ceiling: impl std::fmt::Display) -> Rejection {
     let error = format!("{field}: {value} is above the class's ceiling of {ceiling}");
     reject(Reason::PolicyRefused, error, "ask for less, use another class, or have an operator raise the ceiling")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::task::Assignment;
-
-    fn planned(execution: &str) -> Result<Plan, Rejection> {
-        let assignment: Assignment = serde_json::from_str(&format!(r#"{{"task_id":"t","execution":{execution}}}"#)).unwrap();
-        let task = Task::of(assignment);
-        plan(&task, &Class::default(), &TenantPolicy::default(), true)
-    }
-
-    #[test]
-    fn what_is_left_out_comes_from_the_class() {
-        let plan = planned(r#"{"runtime":"native","command":["true"]}"#).unwrap();
-        assert_eq!((plan.limits.cpus, plan.limits.memory_bytes, plan.limits.timeout_ms), (1.0, 512 << 20, 60_000));
-    }
-
-    #[test]
-    fn every_refusal_names_its_field() {
-        for (execution, reason, word) in [
-            (r#"{"runtime":"native"}"#, Reason::InvalidAssignment, "execution.command: missing"),
-            (r#"{"runtime":"native","command":[]}"#, Reason::InvalidAssignment, "execution.command: missing or empty"),
-            (r#"{"runtime":"native","command":[""]}"#, Reason::InvalidAssignment, "execution.command[0]: empty"),
-            (r#"{"runtime":"native","command":["a\u0000b"]}"#, Reason::InvalidAssignment, "execution.command[0]: holds a NUL"),
-            (r#"{"runtime":"bash"}"#, Reason::InvalidAssignment, "execution.script: missing"),
-            (r#"{"runtime":"native","command":["true"],"timeout_s":0}"#, Reason::InvalidAssignment, "execution.timeout_s: 0 is too small"),
-            (
-                r#"{"runtime":"native","command":["true"],"timeout_s":1e9}"#,
-                Reason::PolicyRefused,
-                "execution.timeout_s: 1000000000 is above",
-            ),
-            (
-                r#"{"runtime":"native","command":["true"],"resources":{"memory":"1TiB"}}"#,
-                Reason::PolicyRefused,
-                "execution.resources.memory: 1TiB is above",
-            ),
-            (
-                r#"{"runtime":"native","command":["true"],"resources":{"cpus":99}}"#,
-                Reason::PolicyRefused,
-                "execution.resources.cpus: 99 is above",
-            ),
-            (
-                r#"{"runtime":"native","command":["true"],"resources":{"pids":99999}}"#,
-                Reason::PolicyRefused,
-                "execution.resources.pids: 99999 is above",
-            ),
-            (r#"{"runtime":"native","command":["true"],"resources":{"gpus":1}}"#, Reason::Unschedulable, "execution.resources.gpus"),
-            (r#"{"runtime":"docker","image":"x"}"#, Reason::Unschedulable, "execution.runtime: \"docker\""),
-            (r#"{"runtime":"bash","script":"true","args":["a","b\u0000"]}"#, Reason::InvalidAssignment, "execution.args[1]: holds a NUL"),
-            (
-                r#"{"runtime":"native","command":["true"],"working_dir":"a/../../b"}"#,
-                Reason::InvalidAssignment,
-                "execution.working_dir: \"a/../../b\" holds",
-            ),
-            (r#"{"runtime":"native","command":["true"],"working_dir":"/a/.."}"#, Reason::InvalidAssignment, "execution.working_dir: "),
-            (r#"{"runtime":"native","command":["true"],"working_dir":"a\u0000"}"#, Reason::InvalidAssignment, "execution.working_dir: "),
-            (r#"{"runtime":"native","command":["true"],"env":{"a=b":"c"}}"#, Reason::InvalidAssignment, "execution.env: \"a=b\""),
-        ] {
-            let rejection = planned(execution).expect_err(execution);
-            assert_eq!(rejection.reason, reason, "{execution}");
-            assert!(rejection.error.starts_with(word), "{execution}: {}", rejection.error);
-        }
-    }
 }

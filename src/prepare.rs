@@ -1,6 +1,5 @@
 //! Stage 4, prepare: the attempt's own directory, and the process that will run in it.
 
-use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -8,15 +7,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use secrecy::ExposeSecret as _;
-
 use rustix::fs::{MemfdFlags, SeekFrom, memfd_create, seek};
 
 use crate::execute::native::sandbox::User;
 use crate::intake::Task;
-use crate::plan::{Plan, Program};
-use crate::task::secret::SecretAs;
+use crate::plan::Plan;
 
+pub mod environment;
 pub mod secret_files;
 pub mod secrets;
 
@@ -28,13 +25,12 @@ pub use inside::{Inside, Unusable};
 pub use leavings::Leavings;
 pub use removal::remove_tree;
 
-/// Longest script that is passed as an argument; the kernel takes 128 KiB in one argument.
-const INLINE_SCRIPT: usize = 64 * 1024;
-
 /// Name of the result in an attempt's directory.
 pub const RESULT: &str = "result.json";
 /// Name of the file of progress reports.
 pub const PROGRESS: &str = "progress.ndjson";
+/// Name of a script that is too long for an argument.
+pub const SCRIPT: &str = "script.sh";
 
 /// An attempt's directory; removed when dropped, which blocks on the disk.
 #[derive(Debug)]
@@ -139,7 +135,7 @@ impl Workspace {
 
     /// Where the script of a task is kept when it is too long for an argument.
     fn script(&self) -> PathBuf {
-        self.root.join("script.sh")
+        self.root.join(SCRIPT)
     }
 }
 
@@ -222,27 +218,22 @@ pub struct Facts<'a> {
 /// When standard input or the script cannot be written.
 pub fn launch(plan: &Plan, workspace: &Workspace, facts: &Facts<'_>) -> Result<Launch, PrepareError> {
     let execution = &facts.task.assignment.execution;
-    let argv = match &plan.program {
-        Program::Argv(argv) => argv.clone(),
-        Program::Bash { script, args } => bash(script, args, workspace)?,
-    };
-    let cwd = execution.working_dir.as_deref().map_or_else(|| workspace.dir.clone(), |dir| workspace.dir.join(dir));
-    let stdin = stdin(execution.stdin.as_deref()).map_err(|error| PrepareError { path: "standard input".into(), error })?;
-    Ok(Launch { argv, env: environment(workspace, facts), cwd: cwd.to_string_lossy().into_owned(), stdin })
-}
-
-fn bash(script: &str, args: &[String], workspace: &Workspace) -> Result<Vec<String>, PrepareError> {
-    let mut argv = vec!["bash".to_owned()];
-    if script.len() <= INLINE_SCRIPT && !script.contains('\0') {
-        argv.extend(["-c".to_owned(), script.to_owned(), "bash".to_owned()]);
-    } else {
+    if let Some(script) = plan.program.script_file() {
         let path = workspace.script();
         write_new(&path, script).map_err(|error| PrepareError { path: path.clone(), error })?;
         workspace.give(&path)?;
-        argv.push(path.to_string_lossy().into_owned());
     }
-    argv.extend(args.iter().cloned());
-    Ok(argv)
+    let argv = plan.program.argv(&workspace.script().to_string_lossy());
+    let cwd = cwd(&workspace.dir, execution.working_dir.as_deref());
+    let stdin = stdin(execution.stdin.as_deref()).map_err(|error| PrepareError { path: "standard input".into(), error })?;
+    let env = environment::environment(workspace, &plan.secrets, facts);
+    Ok(Launch { argv, env, cwd: cwd.to_string_lossy().into_owned(), stdin })
+}
+
+/// Where a task runs, with `dir` as its own directory.
+#[must_use]
+pub fn cwd(dir: &Path, asked: Option<&str>) -> PathBuf {
+    asked.map_or_else(|| dir.to_owned(), |asked| dir.join(asked))
 }
 
 /// Never through a link: the directory is the task's.
@@ -256,34 +247,4 @@ fn stdin(text: Option<&str>) -> std::io::Result<OwnedFd> {
     file.write_all(text.as_bytes())?;
     seek(&file, SeekFrom::Start(0))?;
     Ok(file.into())
-}
-
-/// The task's environment: defaults, then its own, then what nobody may change.
-fn environment(workspace: &Workspace, facts: &Facts<'_>) -> Vec<(String, String)> {
-    let text = |path: &Path| path.to_string_lossy().into_owned();
-    let task = facts.task;
-    let defaults = [("PATH", facts.path.to_owned()), ("HOME", text(&workspace.dir)), ("LANG", "C.UTF-8".to_owned())];
-    let tmp = (!facts.private_tmp).then(|| ("TMPDIR", text(&workspace.tmp)));
-    let fixed = [
-        ("WINDLASS_TASK_ID", task.task_id.to_string()),
-        ("WINDLASS_ATTEMPT", facts.attempt.to_string()),
-        ("WINDLASS_FENCE", facts.fence.to_string()),
-        ("WINDLASS_TENANT", task.tenant.to_string()),
-        ("WINDLASS_CLASS", task.class.to_string()),
-        ("WINDLASS_WORKDIR", text(&workspace.dir)),
-        ("WINDLASS_RESULT", text(&workspace.result)),
-        ("WINDLASS_PROGRESS", text(&workspace.progress)),
-        ("WINDLASS_OUTPUTS", text(&workspace.outputs)),
-    ];
-    let own = task.assignment.execution.env.iter().map(|(n, v)| (n.clone(), v.clone()));
-    let named = |(name, value): (&str, String)| (name.to_owned(), value);
-    let traceparent = facts.traceparent.map(|t| ("TRACEPARENT".to_owned(), t.to_owned()));
-    let secret = facts.secrets.iter().filter(|s| s.secret.delivery == SecretAs::Env);
-    // Only values that are text come so far as to be variables.
-    let secret = secret.map(|s| (s.secret.variable(), String::from_utf8_lossy(s.value.expose_secret()).into_owned()));
-    let secret = secret.chain(facts.secret_files.iter().cloned());
-    let defaults = defaults.into_iter().chain(tmp).map(named);
-    // The last one counts. A map, for the publisher decides how many there are.
-    let env: BTreeMap<String, String> = defaults.chain(own).chain(secret).chain(fixed.into_iter().map(named)).chain(traceparent).collect();
-    env.into_iter().collect()
 }

@@ -27,8 +27,8 @@ pub fn dispose(reason: Reason, wanted: &Retry, plan: &Plan, counted_attempts: u3
         Outcome::Failure | Outcome::Timeout => reason != Reason::DeadlinePassed && wanted.wants(reason),
         Outcome::Error => reason.is_transient() || wanted.wants(reason),
     };
-    if again && counted_attempts < plan.max_attempts {
-        Disposition::Retry(task_delay(&plan.backoff, counted_attempts))
+    if again && counted_attempts < plan.max_attempts.value {
+        Disposition::Retry(task_delay(&plan.backoff.value, counted_attempts))
     } else {
         Disposition::End
     }
@@ -37,21 +37,16 @@ pub fn dispose(reason: Reason, wanted: &Retry, plan: &Plan, counted_attempts: u3
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Program;
-    use crate::task::Limits;
-    use crate::task::assignment::{BackoffPolicy, RetryOn, Runtime};
+    use crate::config::Class;
+    use crate::intake::Task;
+    use crate::plan::Policy;
+    use crate::task::assignment::RetryOn;
 
     fn plan(max_attempts: u32) -> Plan {
-        Plan {
-            runtime: Runtime::Native,
-            program: Program::Argv(vec!["true".to_owned()]),
-            limits: Limits { cpus: 1.0, memory_bytes: 1 << 30, pids: 1, timeout_ms: 1, io: None, enforced: true },
-            sandbox: crate::task::Profile::None,
-            grace: Duration::ZERO,
-            max_attempts,
-            backoff: BackoffPolicy { initial_ms: 10, factor: 2.0, max_ms: 1000 },
-            secrets: vec![],
-        }
+        let retry = format!(r#"{{"max_attempts": {max_attempts}, "backoff": {{"initial_ms": 10, "factor": 2.0, "max_ms": 1000}}}}"#);
+        let text = format!(r#"{{"task_id": "t", "execution": {{"runtime": "native", "command": ["true"]}}, "retry": {retry}}}"#);
+        let task = Task::of(serde_json::from_str(&text).unwrap());
+        crate::plan::plan(&task, &Policy::of_class(&Class::default())).unwrap()
     }
 
     #[test]

@@ -129,6 +129,23 @@ impl Encoding {
     }
 }
 
+impl Encoding {
+    /// All values of MessagePack that follow one another.
+    ///
+    /// # Errors
+    /// When one is broken or has no equal in JSON.
+    pub fn msgpack_values(mut body: &[u8]) -> Result<Vec<serde_json::Value>, DecodeError> {
+        let mut values = Vec::new();
+        while !body.is_empty() {
+            let mut reader = rmp_serde::Deserializer::new(&mut body);
+            reader.set_max_depth(MAX_DEPTH);
+            let value = serde::Deserialize::deserialize(&mut reader);
+            values.push(value.map_err(|e| DecodeError::Body { path: String::new(), message: e.to_string() })?);
+        }
+        Ok(values)
+    }
+}
+
 /// SHA-256 in hex.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {

@@ -12,6 +12,8 @@
 
 mod harness;
 
+#[path = "integration/asyncapi.rs"]
+mod asyncapi;
 #[path = "integration/bad_input.rs"]
 mod bad_input;
 #[path = "integration/cancel.rs"]
@@ -37,6 +39,8 @@ mod drain;
 mod durability;
 #[path = "integration/escape.rs"]
 mod escape;
+#[path = "integration/examples.rs"]
+mod examples;
 #[path = "integration/flow.rs"]
 mod flow;
 #[path = "integration/golden.rs"]
@@ -59,10 +63,14 @@ mod native;
 mod network;
 #[path = "integration/output.rs"]
 mod output;
+#[path = "integration/plan.rs"]
+mod plan;
 #[path = "integration/power.rs"]
 mod power;
 #[path = "integration/python.rs"]
 mod python;
+#[path = "integration/reference.rs"]
+mod reference;
 #[path = "integration/results.rs"]
 mod results;
 #[path = "integration/retry.rs"]

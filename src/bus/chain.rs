@@ -23,9 +23,9 @@ mod fate;
 pub(crate) use fate::{Answer, Place, ReadBack, after_answer, after_read_back};
 
 /// `Nats-Expected-Last-Subject-Sequence`
-const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
+pub(crate) const EXPECTED: &str = "Nats-Expected-Last-Subject-Sequence";
 /// `Nats-Expected-Last-Subject-Sequence-Subject`; the library has no name for it.
-const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 
 /// The last event of a chain.
 #[derive(Debug, Clone, PartialEq)]

@@ -32,7 +32,7 @@ pub enum ConnectError {
     /// Nobody answers, or not as a NATS server does.
     #[error("cannot reach NATS at {server}: {error}")]
     Unreachable {
-        /// As configured.
+        /// As configured, without password.
         server: String,
         /// The library's words.
         error: String,
@@ -40,7 +40,7 @@ pub enum ConnectError {
     /// The server does not let us in.
     #[error("NATS at {server} refuses these credentials: {error}; give others with --creds or NATS_CREDS")]
     NotPermitted {
-        /// As configured.
+        /// As configured, without password.
         server: String,
         /// The library's words.
         error: String,
@@ -128,7 +128,7 @@ async fn attempt(config: &config::Bus, name: &str, connected: Arc<watch::Sender<
             async {}
         });
     let servers: Vec<&str> = config.server.split(',').map(str::trim).filter(|s| !s.is_empty()).collect();
-    let server = config.server.clone();
+    let server = config.shown_server();
     options.connect(servers.as_slice()).await.map_err(|e| {
         let error = std::error::Error::source(&e).map_or_else(|| e.to_string(), |source| format!("{e}: {source}"));
         match e.kind() {

@@ -20,7 +20,7 @@ use crate::task::{TaskId, Tenant, Time};
 use crate::wire::Encoding;
 
 /// A request to stop a task.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct CancelRequest {
     /// Version of the contract, 1.
     pub v: u32,

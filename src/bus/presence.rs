@@ -13,7 +13,7 @@ use crate::task::{Time, WorkerId};
 const SWEEPER: &str = "_sweeper";
 
 /// What a worker says of itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct Presence {
     /// Stable name.
     pub worker_id: WorkerId,

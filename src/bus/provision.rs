@@ -124,6 +124,23 @@ fn consumers(subjects: &Subjects, config: &Config) -> Vec<(String, pull::Config)
     config.classes.keys().flat_map(|class| Priority::ALL.into_iter().map(move |priority| one(class, priority))).collect()
 }
 
+/// Streams and consumers of a configuration as JetStream's API takes them.
+#[derive(Debug)]
+pub(crate) struct Described {
+    /// In the order of the contract.
+    pub(crate) streams: Vec<serde_json::Value>,
+    /// Of every class and priority.
+    pub(crate) consumers: Vec<serde_json::Value>,
+}
+
+/// What `windlass init` asks for, for the documents of the contract.
+pub(crate) fn described(subjects: &Subjects, config: &Config) -> Described {
+    // A value that cannot be written is null, and the documents' tests find it.
+    let streams = streams(subjects, config).iter().map(|s| serde_json::to_value(s).unwrap_or_default()).collect();
+    let consumers = consumers(subjects, config).iter().map(|(_, c)| serde_json::to_value(c).unwrap_or_default()).collect();
+    Described { streams, consumers }
+}
+
 /// A key that is not as it should be: `(key, is, should be, can be changed)`.
 type Difference = (&'static str, String, String, bool);
 

@@ -5,15 +5,15 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
-use super::{cancel::CancelArgs, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
-use super::{schema::SchemaArgs, status::StatusArgs, submit::SubmitArgs};
+use super::{cancel::CancelArgs, config::ConfigAction, dead::DeadAction, events::EventsArgs, init::InitArgs, logs::LogsArgs, run::RunArgs};
+use super::{plan::PlanArgs, schema::SchemaArgs, shell::CompletionsArgs, shell::ManArgs, status::StatusArgs, submit::SubmitArgs};
 use crate::task::log_chunk::LogStream;
 use crate::task::{ClassName, Priority, TaskId, Tenant};
 use crate::wire::Encoding;
 
 /// Workers that pull tasks from NATS JetStream, run them under real limits, and acknowledge only what is durably published.
 #[derive(Debug, Parser)]
-#[command(name = "windlass", version, max_term_width = 120, propagate_version = true)]
+#[command(name = "windlass", version, long_version = crate::version::LONG, max_term_width = 120, propagate_version = true)]
 pub struct Cli {
     /// Options of every verb.
     #[command(flatten)]
@@ -42,6 +42,9 @@ pub struct Global {
     /// Tables for people, or JSON for programs
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table)]
     pub output: Format,
+    /// Which of these options a variable gave.
+    #[arg(skip)]
+    pub by_environment: Vec<&'static str>,
 }
 
 /// What to do.
@@ -72,6 +75,8 @@ pub enum Operation {
     Init(InitArgs),
     /// Queue assignments from a file: one JSON object, an array, or one object a line
     Submit(Box<SubmitArgs>),
+    /// Say what would run, and who decided it, or why it would be refused; runs and queues nothing
+    Plan(Box<PlanArgs>),
     /// Run a command on the fleet, show its output live, and exit with its code
     Run(Box<RunArgs>),
     /// Show where a task stands
@@ -88,9 +93,18 @@ pub enum Operation {
         #[command(subcommand)]
         action: DeadAction,
     },
-    /// Write the JSON Schemas of everything on the wire
-    #[command(hide = true)]
+    /// Look at the configuration
+    Config {
+        /// What to look at.
+        #[command(subcommand)]
+        action: ConfigAction,
+    },
+    /// Show the JSON Schema of assignments, events, log chunks or the configuration
     Schema(SchemaArgs),
+    /// Write completions for a shell
+    Completions(CompletionsArgs),
+    /// Write manual pages
+    Man(ManArgs),
 }
 
 /// `windlass worker`

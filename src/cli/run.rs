@@ -105,7 +105,7 @@ fn assignment(args: &RunArgs) -> Result<Value, Failed> {
         }
     }
     if let Some(file) = &args.stdin {
-        let text = super::submit::read(file)?;
+        let text = super::file::read(file)?;
         let text = String::from_utf8(text)
             .map_err(|_| Failed::new(Exit::Usage, format!("{}: standard input of a task is text; this is not UTF-8", file.display())))?;
         execution.insert("stdin".to_owned(), json!(text));

@@ -5,8 +5,7 @@
 
 use clap::Args;
 use std::collections::BTreeSet;
-use std::io::Read as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures_util::StreamExt as _;
@@ -14,8 +13,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::args::{Target, encoding, positive};
+use super::file::{self, Entry};
 use super::follow::{Interrupts, after};
 use super::output::{Style, Table};
+use super::verdict::{DEFAULT_CLASS, DEFAULT_TENANT};
 use super::{Exit, Failed, Global, Output, render};
 use crate::bus::Bus;
 use crate::bus::read::{EventFilter, From, ReadEvent};
@@ -24,9 +25,6 @@ use crate::task::chain::RunState;
 use crate::task::{Assignment, ClassName, Priority, TaskId, Tenant};
 use crate::wire::{DecodeError, Encoding};
 
-/// Tenant and class of an assignment that names none.
-const DEFAULT_TENANT: &str = "default";
-const DEFAULT_CLASS: &str = "cpu_short";
 /// Publishes under way at one time: enough to hide the way to the server, too few to hurt it.
 const WINDOW: usize = 32;
 
@@ -133,50 +131,11 @@ fn check(assignment: &Assignment) -> Result<(), String> {
     }
 }
 
-/// All values of a text with the line each begins in: one object, one array of them, or one after the other.
-fn values(text: &[u8]) -> Result<Vec<(usize, Value)>, String> {
-    let mut all = Vec::new();
-    let mut stream = serde_json::Deserializer::from_slice(text).into_iter::<Value>();
-    loop {
-        let rest = &text[stream.byte_offset()..];
-        let blank = rest.iter().take_while(|b| b.is_ascii_whitespace()).count();
-        let line = 1 + text[..stream.byte_offset() + blank].iter().filter(|b| **b == b'\n').count();
-        match stream.next() {
-            Some(Ok(Value::Array(values))) => all.extend(values.into_iter().map(|value| (line, value))),
-            Some(Ok(value)) => all.push((line, value)),
-            Some(Err(error)) => return Err(format!("not JSON: {error}")),
-            None => return Ok(all),
-        }
-    }
-}
-
-/// The bytes of a file, or of stdin for `-`.
-pub(super) fn read(file: &Path) -> Result<Vec<u8>, Failed> {
-    let mut text = Vec::new();
-    let result = if file.as_os_str() == "-" {
-        std::io::stdin().lock().read_to_end(&mut text)
-    } else {
-        std::fs::File::open(file).and_then(|mut f| f.read_to_end(&mut text))
-    };
-    match result {
-        Ok(_) => Ok(text),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Failed::new(Exit::NotFound, format!("{}: no such file", file.display()))),
-        Err(e) => Err(Failed::new(Exit::Usage, format!("cannot read {}: {e}", file.display()))),
-    }
-}
-
 /// Every assignment of the text, or every mistake in it.
-fn ready(text: &[u8], args: &SubmitArgs) -> Result<Vec<Ready>, Failed> {
+fn ready(bytes: &[u8], args: &SubmitArgs) -> Result<Vec<Ready>, Failed> {
     let name = args.file.display();
-    let values = values(text).map_err(|e| Failed::new(Exit::Usage, format!("{name}: {e}")))?;
-    if values.is_empty() {
-        return Err(Failed::new(Exit::Usage, format!("{name}: no assignment in it")));
-    }
-    if values.len() > 1 && args.target.id.is_some() {
-        return Err(Failed::new(Exit::Usage, format!("--id names one task, {name} has {}", values.len())));
-    }
     let (mut all, mut mistakes) = (Vec::new(), Vec::new());
-    for (line, value) in values {
+    for Entry { line, value } in file::entries(&args.file, bytes, args.target.id.is_some())? {
         match Ready::new(value, &args.target, args.encoding) {
             Ok(ready) => all.push(ready),
             Err(error) => mistakes.push(format!("{name}, line {line}: {error}")),
@@ -196,6 +155,9 @@ pub struct SubmitArgs {
     /// How assignments are written to the queue: json or msgpack
     #[arg(long, default_value = "json", value_parser = encoding)]
     pub encoding: Encoding,
+    /// Queue nothing; say what would run and what would be refused, as `plan` does
+    #[arg(long, conflicts_with = "wait")]
+    pub dry_run: bool,
     /// Wait until all are over; exit with the task's own code, or 1 when one of several failed
     #[arg(long)]
     pub wait: bool,
@@ -206,7 +168,10 @@ pub struct SubmitArgs {
 
 /// Runs the verb.
 pub(super) async fn run(global: &Global, args: &SubmitArgs, output: &mut Output) -> Result<Exit, Failed> {
-    let all = ready(&read(&args.file)?, args)?;
+    if args.dry_run {
+        return super::plan::dry_run(global, &args.file, &args.target, args.encoding, output);
+    }
+    let all = ready(&file::read(&args.file)?, args)?;
     let (bus, _) = global.connect().await?;
     // Before the first is queued, so that no end is missed.
     let events = if args.wait { Some(bus.events(filter(&all), From::New, true).await?) } else { None };
@@ -339,15 +304,5 @@ mod tests {
             assert!(error.starts_with(expected), "{value}: {error}");
             assert!(!error.contains("line"), "{error}");
         }
-    }
-
-    #[test]
-    fn values_know_their_line() {
-        let lines = |text: &str| values(text.as_bytes()).map(|v| v.iter().map(|(line, _)| *line).collect::<Vec<_>>());
-        assert_eq!(lines("{}\n{}\n\n{}\n"), Ok(vec![1, 2, 4]));
-        assert_eq!(lines("{\n\"a\": 1\n}\n{}"), Ok(vec![1, 4]));
-        assert_eq!(lines("\n[{}, {}]"), Ok(vec![2, 2]));
-        assert_eq!(lines(" \n"), Ok(vec![]));
-        assert!(lines("{}\n{\"a\":}\n").expect_err("broken").contains("line 2"));
     }
 }

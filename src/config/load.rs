@@ -4,12 +4,11 @@
 //! and left out, so that the others are still checked. What the types cannot say is [`validate`]'s, on the merged whole,
 //! because there a key may be wrong only beside another one.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{Config, validate};
+use super::{Config, Origin, Origins, validate};
 
 /// `config/worker.toml`: the defaults, and the documentation of every key.
 pub const DEFAULTS: &str = include_str!("../../config/worker.toml");
@@ -60,7 +59,7 @@ pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>
     if let Some(path) = file {
         let shown = path.display().to_string();
         let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: shown.clone(), error })?;
-        merge.text(&text, &shown)?;
+        merge.text(&text, &Origin::File(shown))?;
     }
     merge.environment(env);
     let config = merge.finish()?;
@@ -73,30 +72,29 @@ pub fn load(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>
 /// As [`load`].
 pub fn load_text(text: &str) -> Result<Config, ConfigError> {
     let mut merge = Merge::defaults();
-    merge.text(text, "text")?;
+    merge.text(text, &Origin::File("text".to_owned()))?;
     merge.finish()
 }
 
 struct Merge {
     table: Table,
-    /// Who set a key, for the report; keys that are not here have their default.
-    origins: BTreeMap<String, String>,
+    origins: Origins,
     mistakes: Vec<String>,
 }
 
 impl Merge {
     fn defaults() -> Self {
-        Self { table: DEFAULTS.parse().unwrap_or_default(), origins: BTreeMap::new(), mistakes: Vec::new() }
+        Self { table: DEFAULTS.parse().unwrap_or_default(), origins: Origins::default(), mistakes: Vec::new() }
     }
 
-    fn text(&mut self, text: &str, origin: &str) -> Result<(), ConfigError> {
-        let given: Table = text.parse().map_err(|error| ConfigError::Syntax { path: origin.to_owned(), error: Box::new(error) })?;
+    fn text(&mut self, text: &str, origin: &Origin) -> Result<(), ConfigError> {
+        let given: Table = text.parse().map_err(|error| ConfigError::Syntax { path: origin.to_string(), error: Box::new(error) })?;
         self.file(&given, origin);
         Ok(())
     }
 
     /// Sets every key of `given`.
-    fn file(&mut self, given: &Table, origin: &str) {
+    fn file(&mut self, given: &Table, origin: &Origin) {
         if let Some(Value::Table(classes)) = given.get("classes") {
             self.keep_classes(classes);
         }
@@ -127,16 +125,16 @@ impl Merge {
         }
     }
 
-    fn key(&mut self, path: &[&str], value: &Value, origin: &str) {
+    fn key(&mut self, path: &[&str], value: &Value, origin: &Origin) {
         match try_set(&self.table, path, value) {
-            Ok(table) => self.accept(table, path, origin),
+            Ok(table) => self.accept(table, path, value, origin),
             Err(error) => self.mistakes.push(format!("{} = {value}: {} ({origin})", path.join("."), one_line(&error))),
         }
     }
 
-    fn accept(&mut self, table: Table, path: &[&str], origin: &str) {
+    fn accept(&mut self, table: Table, path: &[&str], value: &Value, origin: &Origin) {
         self.table = table;
-        self.origins.insert(path.join("."), origin.to_owned());
+        self.origins.note(&path.join("."), value, origin);
     }
 
     fn environment(&mut self, env: impl IntoIterator<Item = (String, String)>) {
@@ -144,17 +142,17 @@ impl Merge {
             let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
             let lower = rest.to_ascii_lowercase();
             let path: Vec<&str> = lower.split("__").collect();
-            let origin = format!("environment {name}");
+            let origin = Origin::Environment(name.clone());
             let mut first_error = None;
             let fits = readings(&text).into_iter().find_map(|value| match try_set(&self.table, &path, &value) {
-                Ok(table) => Some(table),
+                Ok(table) => Some((table, value)),
                 Err(error) => {
                     first_error.get_or_insert(error);
                     None
                 }
             });
             match (fits, first_error) {
-                (Some(table), _) => self.accept(table, &path, &origin),
+                (Some((table, value)), _) => self.accept(table, &path, &value, &origin),
                 (None, error) => {
                     let error = one_line(&error.unwrap_or_default());
                     self.mistakes.push(format!("{} = {text:?}: {error} ({origin})", path.join(".")));
@@ -174,18 +172,11 @@ impl Merge {
             }
         };
         for mistake in validate::check(&config) {
-            // A key inside a table may have been set with the whole table: look outwards.
-            let mut key = mistake.key.as_str();
-            let origin = loop {
-                match (self.origins.get(key), key.rsplit_once('.')) {
-                    (Some(origin), _) => break origin.as_str(),
-                    (None, Some((outer, _))) => key = outer,
-                    (None, None) => break "default",
-                }
-            };
+            // A key inside a table may have been set with the whole table.
+            let origin = self.origins.around(&mistake.key);
             self.mistakes.push(format!("{} {} ({origin})", mistake.key, mistake.text));
         }
-        if self.mistakes.is_empty() { Ok(config) } else { Err(ConfigError::Mistakes(self.mistakes)) }
+        if self.mistakes.is_empty() { Ok(Config { origins: self.origins, ..config }) } else { Err(ConfigError::Mistakes(self.mistakes)) }
     }
 }
 

@@ -199,3 +199,36 @@ fn files_that_cannot_be_read_are_named() {
     let broken = file("[bus\n");
     assert!(matches!(load(Some(broken.path()), []), Err(ConfigError::Syntax { .. })));
 }
+
+#[test]
+fn every_key_knows_who_set_it() {
+    let file = file("[bus]\nprefix = \"acme\"\n[classes.a]\n[classes.b]\nbackoff = { factor = 3.0 }\n");
+    let vars = env(&[("WINDLASS__BUS__SERVER", "nats://env:4222"), ("WINDLASS__CLASSES__B__BACKOFF__MAX_MS", "9000")]);
+    let config = load(Some(file.path()), vars).expect("valid");
+    let path = Origin::File(file.path().display().to_string());
+    for (key, origin) in [
+        ("bus.prefix", path.clone()),
+        ("bus.server", Origin::Environment("WINDLASS__BUS__SERVER".to_owned())),
+        ("bus.creds", Origin::Default),
+        ("classes.a.cpus", Origin::Default),
+        ("classes.b.backoff.factor", path),
+        ("classes.b.backoff.initial_ms", Origin::Default),
+        ("classes.b.backoff.max_ms", Origin::Environment("WINDLASS__CLASSES__B__BACKOFF__MAX_MS".to_owned())),
+    ] {
+        assert_eq!(config.origins.of(key), origin, "{key}");
+    }
+    assert!(config.origins.sets("classes.b.backoff") && !config.origins.sets("classes.b.cpus") && !config.origins.sets("classes.a.cpus"));
+}
+
+#[test]
+fn passwords_in_urls_are_not_shown() {
+    for (server, shown) in [
+        ("nats://127.0.0.1:4222", "nats://127.0.0.1:4222"),
+        ("nats://ann:hunter2@a:4222, tls://b", "nats://ann:***@a:4222, tls://b"),
+        ("tls://token@a,nats://ann:hunt@er2@b", "tls://***@a,nats://ann:***@b"),
+        ("ann:hunter2@a", "ann:***@a"),
+    ] {
+        let bus = Bus { server: server.to_owned(), ..load(None, []).expect("valid").bus };
+        assert_eq!(bus.shown_server(), shown);
+    }
+}

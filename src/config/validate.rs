@@ -24,7 +24,16 @@ const YEAR_H: f64 = 8_760.0;
 
 /// Every rule that `config` breaks.
 pub(super) fn check(config: &Config) -> Vec<Mistake> {
-    let mut checks = Checks(Vec::new());
+    checked(config).mistakes
+}
+
+/// Every rule that `config` was held against, with its key, for the documentation.
+pub(super) fn rules(config: &Config) -> Vec<(String, String)> {
+    checked(config).rules
+}
+
+fn checked(config: &Config) -> Checks {
+    let mut checks = Checks::default();
     checks.bus(config);
     checks.worker(config);
     checks.capacity(config);
@@ -38,17 +47,30 @@ pub(super) fn check(config: &Config) -> Vec<Mistake> {
     for (name, class) in &config.classes {
         checks.class(name, class);
     }
-    checks.0
+    checks
 }
 
-struct Checks(Vec<Mistake>);
+#[derive(Default)]
+struct Checks {
+    mistakes: Vec<Mistake>,
+    rules: Vec<(String, String)>,
+}
 
 impl Checks {
     fn add(&mut self, key: impl Into<String>, text: impl Into<String>) {
-        self.0.push(Mistake { key: key.into(), text: text.into() });
+        self.mistakes.push(Mistake { key: key.into(), text: text.into() });
+    }
+
+    fn rule(&mut self, key: &str, rule: impl Into<String>) {
+        self.rules.push((key.to_owned(), rule.into()));
     }
 
     fn require(&mut self, good: bool, key: &str, value: impl Display, rule: impl Display) {
+        self.rule(key, rule.to_string());
+        self.broken(good, key, value, rule);
+    }
+
+    fn broken(&mut self, good: bool, key: &str, value: impl Display, rule: impl Display) {
         if !good {
             self.add(key, format!("= {value}: {rule}"));
         }
@@ -57,20 +79,26 @@ impl Checks {
     /// Not a number is in no range.
     fn range<T: PartialOrd + Display>(&mut self, key: &str, value: T, min: T, max: T, advice: &str) {
         let good = value >= min && value <= max;
-        let rule = format!("allowed is {min} to {max}; {advice}");
-        self.require(good, key, value, rule);
+        self.rule(key, format!("{min} to {max}; {advice}"));
+        self.broken(good, key, value, format!("allowed is {min} to {max}; {advice}"));
     }
 
     fn at_most<T: PartialOrd + Display + Copy>(&mut self, key: &str, value: T, ceiling_key: &str, ceiling: T) {
-        let rule = format!("more than its ceiling {ceiling_key} = {ceiling}; lower the one or raise the other");
-        self.require(value <= ceiling, key, value, rule);
+        self.rule(key, format!("at most {ceiling_key}"));
+        let text = format!("more than its ceiling {ceiling_key} = {ceiling}; lower the one or raise the other");
+        self.broken(value <= ceiling, key, value, text);
     }
 
     fn bus(&mut self, config: &Config) {
         let c = &config.bus;
         let named = c.server.split(',').map(str::trim).filter(|s| !s.is_empty());
         let good = named.clone().count() > 0 && !named.clone().any(|s| s.contains(char::is_whitespace));
-        self.require(good, "bus.server", format!("{:?}", c.server), "give one or more URLs such as nats://127.0.0.1:4222, comma separated");
+        self.require(
+            good,
+            "bus.server",
+            format!("{:?}", c.shown_server()),
+            "give one or more URLs such as nats://127.0.0.1:4222, comma separated",
+        );
         self.range("bus.ping_interval_s", c.ping_interval_s, 0.1, 300.0, "10 notices a dead connection after about 30 s");
         self.range("bus.request_timeout_s", c.request_timeout_s, 0.1, 300.0, "5 suits a cluster in one region");
     }
@@ -89,14 +117,14 @@ impl Checks {
             format!("{:?}", c.secrets_dir),
             rule,
         );
-        self.require(!c.path.is_empty(), "worker.path", "\"\"", "tasks could find no program; name directories, separated by colons");
+        self.require(!c.path.is_empty(), "worker.path", "\"\"", "directories, separated by colons; with none, tasks find no program");
     }
 
     fn capacity(&mut self, config: &Config) {
         let c = &config.capacity;
         self.range("capacity.slots", c.slots, 0, 100_000, "0 stands for twice the number of CPUs");
-        self.range("capacity.cpus", c.cpus, 0.0, 100_000.0, "0 stands for all CPUs of the machine");
-        let rule = "less than 16MiB runs no task; 0 stands for nine tenths of the machine's memory";
+        self.range("capacity.cpus", c.cpus, 0.0, 100_000.0, "0 stands for twice the number of CPUs");
+        let rule = "at least 16MiB, for less runs no task; 0 stands for nine tenths of the machine's memory";
         self.require(c.memory.bytes() == 0 || c.memory >= ByteSize::mib(16), "capacity.memory", c.memory, rule);
         let mount = &config.cgroup.mount;
         self.require(mount.is_absolute(), "cgroup.mount", mount.display(), "give an absolute path such as /sys/fs/cgroup");
@@ -131,7 +159,7 @@ impl Checks {
         self.require(c.file_max >= ByteSize::kib(4), "logs.file_max", c.file_max, "at least 4KiB; 64MiB is usual");
         self.range("logs.file_keep", c.file_keep, 0, 1000, "0 keeps only the file that is written");
         self.range("logs.dir_max_age_h", c.dir_max_age_h, 0.001, 100.0 * YEAR_H, "168 keeps a week");
-        let rule = format!("less than one file (logs.file_max = {}); raise it or lower logs.file_max", c.file_max);
+        let rule = format!("at least one file (logs.file_max = {}); raise it or lower logs.file_max", c.file_max);
         self.require(c.dir_max >= c.file_max, "logs.dir_max", c.dir_max, rule);
     }
 
@@ -168,9 +196,10 @@ impl Checks {
         let s = config.sweeper.interval_s;
         let good = s == 0.0 || (0.1..=DAY_S).contains(&s);
         self.require(good, "sweeper.interval_s", s, format!("allowed is 0.1 to {DAY_S}, or 0 for a worker that never sweeps"));
+        self.rule("log.level", "a level (error, warn, info, debug, trace), or per module, as info,windlass::bus=debug");
         if let Err(error) = tracing_subscriber::EnvFilter::try_new(&config.log.level) {
             let rule = format!("{error}; write a level (error, warn, info, debug, trace) or per module info,windlass::bus=debug");
-            self.require(false, "log.level", format!("{:?}", config.log.level), rule);
+            self.broken(false, "log.level", format!("{:?}", config.log.level), rule);
         }
     }
 
@@ -185,7 +214,7 @@ impl Checks {
         self.range("sandbox.uid_base", c.uid_base, 1, most, "1879048192 begins a range that no system uses");
         for (name, tenant) in &config.tenants {
             for (key, id) in [("uid", tenant.uid), ("gid", tenant.gid)] {
-                let rule = "0 is root, and the last number stands for none; give the tenant an id of its own";
+                let rule = "not 0, which is root, nor 4294967295, which stands for none; give the tenant an id of its own";
                 let good = id.is_none_or(|id| id != 0 && id != u32::MAX);
                 self.require(good, &format!("tenants.{name}.{key}"), id.unwrap_or_default(), rule);
             }
@@ -219,6 +248,7 @@ impl Checks {
     }
 
     fn runtimes(&mut self, key: &str, runtimes: &[Runtime]) {
+        self.rule(key, "`\"native\"`, `\"bash\"`; at least one");
         if runtimes.is_empty() {
             self.add(key, "= []: a class needs at least one; this version offers native and bash");
         }

@@ -47,15 +47,24 @@ pub struct Poison {
     pub names: Option<(Tenant, TaskId, ClassName)>,
 }
 
+impl Poison {
+    /// What whoever published it can do.
+    pub const HINT: &str = "publish a corrected assignment under a new task_id; the dead letter has this one";
+}
+
 /// Reads a delivery.
 ///
 /// # Errors
 /// When it can never be a task.
 pub fn decode(subjects: &Subjects, delivery: &Delivery) -> Result<Task, Poison> {
-    decode_parts(subjects, &delivery.subject, delivery.header("Content-Type"), &delivery.payload)
+    read(subjects, &delivery.subject, delivery.header("Content-Type"), &delivery.payload)
 }
 
-fn decode_parts(subjects: &Subjects, subject: &str, content_type: Option<&str>, payload: &[u8]) -> Result<Task, Poison> {
+/// Reads a message by its parts, as a worker would: nothing but these is looked at.
+///
+/// # Errors
+/// When it can never be a task.
+pub fn read(subjects: &Subjects, subject: &str, content_type: Option<&str>, payload: &[u8]) -> Result<Task, Poison> {
     let nameless = |error: String| Poison { error, names: None };
     let parts = subjects.parse_task(subject).ok_or_else(|| nameless(format!("{subject:?} is not a task subject")))?;
     let task_id = TaskId::new(parts.task_id).map_err(|e| nameless(format!("subject: {e}")))?;
@@ -87,7 +96,7 @@ mod tests {
     use super::*;
 
     fn read(subject: &str, body: &str) -> Result<Task, Poison> {
-        decode_parts(&Subjects::new(&Tenant::new("windlass").unwrap()), subject, None, body.as_bytes())
+        super::read(&Subjects::new(&Tenant::new("windlass").unwrap()), subject, None, body.as_bytes())
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::bus::store::Stored;
 use crate::claim::{Attempt, Decision, Situation, decide};
 use crate::config::Class;
 use crate::intake::Task;
-use crate::plan::{Plan, plan};
+use crate::plan::{Plan, Policy, plan};
 use crate::settle::{Disposition, dispose};
 use crate::task::event::{RetryInfo, WorkerInfo};
 use crate::task::{Event, EventKind, Reason, Time, WorkerId};
@@ -85,7 +85,7 @@ impl Real {
         let text =
             format!(r#"{{"task_id":"t","execution":{{"runtime":"native","command":["true"]}},"retry":{{"max_attempts":{max_attempts}}}}}"#);
         let task = Task { sha256: "same".to_owned(), ..Task::of(serde_json::from_str(&text).unwrap()) };
-        let plan = plan(&task, &Class { max_max_attempts: 9, ..Class::default() }, &crate::config::TenantPolicy::default(), true).unwrap();
+        let plan = plan(&task, &Policy::of_class(&Class { max_max_attempts: 9, ..Class::default() })).unwrap();
         Self { task, plan, verdicts: RefCell::default(), fates: RefCell::default() }
     }
 
@@ -95,7 +95,7 @@ impl Real {
             WorkerInfo { worker_id: WorkerId::new("w").unwrap(), instance: String::new(), host: String::new(), version: String::new() };
         let attempt = Attempt { number: record.attempt.into(), released: record.released.into() };
         let handed = (record.by.count.into(), stored_at(record.by.message));
-        let mut story = Story::of(task_info(&self.task, attempt, self.plan.max_attempts, handed), &worker);
+        let mut story = Story::of(task_info(&self.task, attempt, self.plan.max_attempts.value, handed), &worker);
         story.nonce = nonce(record.by);
         let event = match record.reason {
             Some(reason) if reason != Reason::Ok => story.not_run(reason, "", None, link),

@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 
 use super::{Rejection, invalid, reject};
-use crate::config::TenantPolicy;
 use crate::intake::Task;
 use crate::task::Reason;
 use crate::task::secret::{SecretAs, SecretGrant, SecretRef, is_variable};
@@ -39,7 +38,7 @@ impl Secret {
 }
 
 /// The secrets of a task.
-pub(super) fn allowed(task: &Task, tenant: &TenantPolicy) -> Result<Vec<Secret>, Rejection> {
+pub(super) fn allowed(task: &Task, grants: &[SecretGrant]) -> Result<Vec<Secret>, Rejection> {
     let requests = &task.assignment.secrets;
     if requests.len() > MOST {
         return Err(invalid(format!("secrets: {} of them; at most {MOST}", requests.len())));
@@ -58,7 +57,7 @@ pub(super) fn allowed(task: &Task, tenant: &TenantPolicy) -> Result<Vec<Secret>,
             return Err(invalid(format!("secrets[{at}].name: {name:?} is a name that the worker sets itself")));
         }
         let reference: SecretRef = request.reference.parse().map_err(|e| invalid(format!("secrets[{at}].ref: {e}")))?;
-        let Some(grant) = tenant.secrets.iter().find(|grant| grant.allows(&reference)) else {
+        let Some(grant) = grants.iter().find(|grant| grant.allows(&reference)) else {
             let error = format!("secrets[{at}].ref: tenant {} may not refer to {reference}", task.tenant);
             let hint = "have an operator add it to tenants.<name>.secrets of the workers, or refer to another secret";
             return Err(reject(Reason::PolicyRefused, error, hint));
@@ -86,8 +85,8 @@ mod tests {
         let body = json!({"task_id": "t", "execution": {"runtime": "native", "env": {"TAKEN": "x"}}, "secrets": secrets});
         let assignment: Assignment = serde_json::from_value(body).unwrap();
         let task = Task::of(assignment);
-        let policy = serde_json::from_value(json!({"secrets": ["env:ACME_*", "kv:secrets/acme.*"]})).unwrap();
-        allowed(&task, &policy)
+        let grants: Vec<SecretGrant> = serde_json::from_value(json!(["env:ACME_*", "kv:secrets/acme.*"])).unwrap();
+        allowed(&task, &grants)
     }
 
     #[test]

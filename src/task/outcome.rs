@@ -163,6 +163,20 @@ mod tests {
         }
     }
 
+    /// `docs/reasons.md` explains each once, with its outcome, whose fault it is and what to do.
+    #[test]
+    fn every_reason_is_explained() {
+        let page = include_str!("../../docs/reasons.md");
+        let rows: Vec<Vec<&str>> = page.lines().filter(|l| l.starts_with("| `")).map(|l| l.split('|').map(str::trim).collect()).collect();
+        for reason in Reason::ALL {
+            let own: Vec<_> = rows.iter().filter(|row| row[1] == format!("`{reason}`")).collect();
+            assert_eq!(own.len(), 1, "{reason} has {} rows", own.len());
+            assert_eq!(own[0][2], reason.outcome().as_str(), "{reason}");
+            assert!(own[0].len() == 7 && own[0][3..6].iter().all(|cell| !cell.is_empty()), "{reason}: {:?}", own[0]);
+        }
+        assert_eq!(rows.len(), Reason::ALL.len(), "a row of no reason");
+    }
+
     #[test]
     fn only_platform_faults_are_transient() {
         assert!(Reason::WorkerLost.is_transient());

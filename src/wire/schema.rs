@@ -1,9 +1,19 @@
-//! JSON Schemas of everything on the wire, generated from the types. `schemas/` holds them; `make lint` fails on drift.
+//! JSON Schemas of everything on the wire and the AsyncAPI document, generated from the types. `schemas/` holds them; `make lint`
+//! fails on drift.
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
 use crate::task::{Assignment, Event, log_chunk::LogChunk};
+
+pub mod asyncapi;
+
+/// Every file of `schemas/`: name and text.
+#[must_use]
+pub fn files() -> Vec<(String, String)> {
+    let schemas = all().into_iter().map(|(name, schema)| (format!("{name}.schema.json"), format!("{schema:#}\n")));
+    schemas.chain([("asyncapi.yaml".to_owned(), asyncapi::text())]).collect()
+}
 
 /// File name (without `.schema.json`) and schema of each.
 #[must_use]

@@ -9,10 +9,10 @@ use crate::mask::Masker;
 use crate::plan::Plan;
 use crate::report::{AllChunksConfirmed, Fault, Recorded, ReportError};
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
+use crate::task::Reason;
 use crate::task::event::{Event, Manifest, RunInfo, TaskResult};
 use crate::task::limits::Usage;
 use crate::task::stage::{Stage, StageEntry};
-use crate::task::{ByteSize, Reason};
 use crate::telemetry::causes;
 
 /// What is to be said about a finished attempt.
@@ -181,7 +181,7 @@ pub(super) fn judge(
 fn verdict(stopped: Option<Stopped>, report: &ExitReport, plan: &Plan) -> (Reason, Option<String>, Option<String>) {
     match stopped {
         Some(Stopped::Timeout) => {
-            let error = format!("still running after {} ms", plan.limits.timeout_ms);
+            let error = format!("still running after {} ms", plan.bounds.timeout_ms.value);
             (Reason::Timeout, Some(error), Some("raise execution.timeout_s, or make the task faster".to_owned()))
         }
         Some(Stopped::Deadline) => (Reason::DeadlinePassed, Some("still running at its deadline".to_owned()), None),
@@ -199,7 +199,7 @@ fn by_itself(report: &ExitReport, plan: &Plan) -> (Reason, Option<String>, Optio
     let (error, hint) = match (reason, report.status) {
         (Reason::Ok, _) => return (reason, None, None),
         (Reason::OomKilled, _) => (
-            format!("killed by the kernel at its memory limit of {}", ByteSize(plan.limits.memory_bytes)),
+            format!("killed by the kernel at its memory limit of {}", plan.bounds.memory.value),
             "raise execution.resources.memory, or make the task use less",
         ),
         (_, ExitStatus::Code(code)) => (format!("exit status {code}"), "see stderr_tail and the log"),

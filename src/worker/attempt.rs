@@ -26,7 +26,7 @@ use crate::claim::{Attempt, Decision, Ending, Letter, Situation, decide, is_stal
 use crate::crash::{self, Point};
 use crate::intake::lease::lease_end;
 use crate::intake::{self, Lease, Poison, Task};
-use crate::plan::{self, Plan, Rejection};
+use crate::plan::{self, Plan, Policy, Rejection};
 use crate::report::{AllChunksConfirmed, Receipt};
 use crate::retry::Delays;
 use crate::task::{ClassName, Reason, TaskId, Tenant};
@@ -113,8 +113,8 @@ fn situation<'a>(
 
 async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut Permit) -> LeaseEnd {
     crash::point(Point::Decoded);
-    let Some(class) = shared.config.classes.get(&task.class) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
-    let plan = plan::plan(task, class, &shared.config.tenant(&task.tenant), shared.enforced);
+    let Some(policy) = Policy::of(&shared.config, task, shared.enforced) else { return LeaseEnd::GiveBack(shared.shed_delay()) };
+    let plan = plan::plan(task, &policy);
     // Listen first, then read what is stored: so no request is missed.
     let mut cancel = shared.cancels.watch(&task.tenant, &task.task_id);
     if let Some(end) = first_delivery(shared, lease, task, &plan, permit, &mut cancel).await {
@@ -152,7 +152,7 @@ async fn handle(shared: &Arc<Shared>, lease: &Lease, task: &Task, permit: &mut P
         }
         (Decision::NotYet(wait), _) => LeaseEnd::GiveBack(wait),
         (Decision::End(ending), plan) => {
-            let max_attempts = plan.map_or(0, |p| p.max_attempts);
+            let max_attempts = plan.map_or(0, |p| p.max_attempts.value);
             let story = Story::new(&shared.instance.info, task, lease.delivery(), ending.attempts, max_attempts);
             end_unrun(shared, lease.delivery(), writer(shared, task, head.as_ref()), task, &story, &ending).await
         }
@@ -200,17 +200,13 @@ async fn first_delivery(
     let stored = stored.or_else(|| cancel.heard());
     match decide(&situation(shared, lease, task, plan, None, stored.as_ref())) {
         // What does not fit is looked at more closely before it is given back: a late delivery may be another worker's by now.
-        Decision::Start(number) if permit.resize(need(accepted)) => {
+        Decision::Start(number) if permit.resize(Need::of(accepted)) => {
             start(shared, lease, task, accepted, number, None, permit, cancel).await
         }
         Decision::Start(_) | Decision::AlreadyOver(..) | Decision::IdReused | Decision::Stale | Decision::NotYet(_) | Decision::End(_) => {
             None
         }
     }
-}
-
-fn need(plan: &Plan) -> Need {
-    Need::new(plan.limits.cpus, plan.limits.memory_bytes)
 }
 
 fn writer(shared: &Shared, task: &Task, head: Option<&Head>) -> ChainWriter {
@@ -229,14 +225,14 @@ async fn start(
     permit: &mut Permit,
     cancel: &mut CancelWatch,
 ) -> Option<LeaseEnd> {
-    let need = need(plan);
+    let need = Need::of(plan);
     if !permit.resize(need) {
         let delay = if shared.capacity.could_hold(need) { shared.shed_delay() } else { shared.shed_delay() * 5 };
         tracing::debug!(?need, "does not fit here now, given back");
         return Some(LeaseEnd::GiveBack(delay));
     }
     record_attempt(number.number);
-    let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts);
+    let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts.value);
     let traceparent = lease.delivery().header("traceparent");
     let claimed = Claimed { shared, lease, task, plan, story: &story, attempt: number, traceparent, lost: AtomicBool::new(false) };
     claimed.claim_and_drive(writer(shared, task, head), cancel).await
@@ -318,8 +314,7 @@ async fn bury_poison(shared: &Arc<Shared>, delivery: &Delivery, class: &ClassNam
     };
     let story = Story::of_poison(&shared.instance.info, (&tenant, &task_id, class), delivery, attempts);
     let mut writer = ChainWriter::after(shared.bus.clone(), tenant.clone(), task_id, shared.config.events.encoding, head.as_ref());
-    let hint = Some("publish a corrected assignment under a new task_id; the dead letter has this one");
-    let encoded = writer.encode(|link| story.not_run(Reason::InvalidAssignment, &poison.error, hint, link));
+    let encoded = writer.encode(|link| story.not_run(Reason::InvalidAssignment, &poison.error, Some(Poison::HINT), link));
     let told = append_end(&mut writer, encoded, None).await;
     metrics::note(|m| {
         if told.is_ok() {

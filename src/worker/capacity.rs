@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
 use crate::config::{self, Class};
+use crate::plan::Plan;
 use crate::task::{ByteSize, ClassName};
 
 /// An amount of this worker's means.
@@ -18,6 +19,12 @@ pub struct Need {
 }
 
 impl Need {
+    /// What a task takes while it runs.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        Self::new(plan.bounds.cpus.value, plan.bounds.memory.value.bytes())
+    }
+
     /// From CPUs and bytes.
     #[must_use]
     #[expect(
@@ -64,6 +71,14 @@ impl Machine {
             line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
         });
         Self { cpus: std::thread::available_parallelism().map_or(1, std::num::NonZero::get), memory: memory.unwrap_or(1 << 30) }
+    }
+}
+
+impl Machine {
+    /// One that sets no bound: only what the configuration names does.
+    #[must_use]
+    pub fn boundless() -> Self {
+        Self { cpus: 1 << 20, memory: u64::MAX }
     }
 }
 

@@ -93,9 +93,8 @@ impl Run<'_> {
 
     /// Who it runs as: a user of its tenant, where there are such.
     fn user(&self) -> Option<User> {
-        let config = &self.shared.config;
-        let separate = self.plan.sandbox != Profile::None && self.shared.supervisor.capabilities().sandbox.separate_users;
-        separate.then(|| User::of_tenant(&self.task.tenant, config.tenants.get(&self.task.tenant), config.sandbox.uid_base))
+        let separate = self.plan.sandbox.value != Profile::None && self.shared.supervisor.capabilities().sandbox.separate_users;
+        separate.then_some(self.plan.user.value)
     }
 
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
@@ -206,13 +205,13 @@ impl Run<'_> {
 
     /// It has a `/tmp` of its own.
     fn private_tmp(&self) -> bool {
-        self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox).is_some_and(|f| f.private_tmp)
+        self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox.value).is_some_and(|f| f.private_tmp)
     }
 
     fn confinement(&self, workspace: &Workspace, files: &SecretFiles) -> Confinement {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let secrets = files.dir.as_deref().map(text);
-        Confinement { profile: self.plan.sandbox, user: self.user(), root: text(workspace.root()), secrets }
+        Confinement { profile: self.plan.sandbox.value, user: self.user(), root: text(workspace.root()), secrets }
     }
 
     async fn start(&mut self, launch: Launch, workspace: &Workspace, files: &SecretFiles) -> Result<Running, Box<Ended>> {
@@ -227,7 +226,7 @@ impl Run<'_> {
         let lease = self.signals.lease.borrow().saturating_duration_since(Instant::now());
         let program = Program {
             cgroup: self.name(),
-            limits: self.plan.limits.clone(),
+            limits: self.plan.limits(),
             argv: launch.argv,
             env: launch.env,
             cwd: launch.cwd,
@@ -294,7 +293,7 @@ impl Run<'_> {
         writer: &mut ChainWriter,
     ) -> Result<(ExitReport, Option<Stopped>), native::SupervisorLost> {
         let mut stopped: Option<Stopped> = None;
-        let timeout = running.started + Duration::from_millis(self.plan.limits.timeout_ms);
+        let timeout = running.started + Duration::from_millis(self.plan.bounds.timeout_ms.value);
         let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(self.shared.clock.now()));
         let mut watch_progress = true;
         crash::point(Point::Running);
@@ -308,8 +307,8 @@ impl Run<'_> {
                     let interrupt = self.signals.interrupt.borrow_and_update().clone();
                     match interrupt {
                         None => continue,
-                        Some(Interrupt::Canceled(reason)) => (Stopped::Canceled(reason), self.plan.grace),
-                        Some(Interrupt::Leave { gently }) => (Stopped::Leaving, if gently { self.plan.grace } else { Duration::ZERO }),
+                        Some(Interrupt::Canceled(reason)) => (Stopped::Canceled(reason), self.plan.grace.value),
+                        Some(Interrupt::Leave { gently }) => (Stopped::Leaving, if gently { self.plan.grace.value } else { Duration::ZERO }),
                         Some(Interrupt::Lost) => (Stopped::Lost, Duration::ZERO),
                     }
                 }
@@ -319,9 +318,9 @@ impl Run<'_> {
                     continue;
                 }
                 () = tokio::time::sleep_until(stop_at), if stopped.is_none() => {
-                    (if stop_at < timeout { Stopped::Deadline } else { Stopped::Timeout }, self.plan.grace)
+                    (if stop_at < timeout { Stopped::Deadline } else { Stopped::Timeout }, self.plan.grace.value)
                 }
-                _ = running.recorder.failed(), if stopped.is_none() => (Stopped::Output, self.plan.grace),
+                _ = running.recorder.failed(), if stopped.is_none() => (Stopped::Output, self.plan.grace.value),
                 fenced = follow_progress(&mut running.progress, self.shared.config.events.progress_interval_ms, self.story, writer), if watch_progress => {
                     // Being fenced is for the renewer to say; here it only means that there is nothing more to append.
                     watch_progress = !fenced;

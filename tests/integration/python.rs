@@ -7,7 +7,7 @@ use crate::harness::server::skip;
 use crate::harness::{Fleet, PATIENCE};
 
 /// A Python that has nats-py and msgpack.
-async fn python() -> Option<PathBuf> {
+pub async fn python() -> Option<PathBuf> {
     let asked = std::env::var_os("WINDLASS_TEST_PYTHON").map(PathBuf::from);
     let local = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(".windlass/venv/bin/python3");
     let candidates = asked.into_iter().chain([local, "python3".into()]);

@@ -1,0 +1,104 @@
+//! The environment of a task: which variables there are, and who gives each. The same list answers a dry run.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use secrecy::ExposeSecret as _;
+
+use super::{Facts, Workspace};
+use crate::intake::Task;
+use crate::plan::Secret;
+use crate::task::secret::SecretAs;
+
+/// How a value that the worker gives is found.
+type Told = fn(&Workspace, &Facts<'_>) -> String;
+
+/// What a task may set otherwise.
+const DEFAULTS: [(&str, Told); 3] =
+    [("PATH", |_, facts| facts.path.to_owned()), ("HOME", |workspace, _| text(&workspace.dir)), ("LANG", |_, _| "C.UTF-8".to_owned())];
+
+/// Where it has no `/tmp` of its own.
+const TMPDIR: (&str, Told) = ("TMPDIR", |workspace, _| text(&workspace.tmp));
+
+/// What nobody may change.
+const FIXED: [(&str, Told); 9] = [
+    ("WINDLASS_TASK_ID", |_, facts| facts.task.task_id.to_string()),
+    ("WINDLASS_ATTEMPT", |_, facts| facts.attempt.to_string()),
+    ("WINDLASS_FENCE", |_, facts| facts.fence.to_string()),
+    ("WINDLASS_TENANT", |_, facts| facts.task.tenant.to_string()),
+    ("WINDLASS_CLASS", |_, facts| facts.task.class.to_string()),
+    ("WINDLASS_WORKDIR", |workspace, _| text(&workspace.dir)),
+    ("WINDLASS_RESULT", |workspace, _| text(&workspace.result)),
+    ("WINDLASS_PROGRESS", |workspace, _| text(&workspace.progress)),
+    ("WINDLASS_OUTPUTS", |workspace, _| text(&workspace.outputs)),
+];
+
+/// Where its publisher's message has a trace context.
+const TRACEPARENT: (&str, Told) = ("TRACEPARENT", |_, facts| facts.traceparent.unwrap_or_default().to_owned());
+
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+/// Who gives a variable.
+#[derive(Debug, Clone, Copy)]
+pub enum Giver<'a> {
+    /// The worker.
+    Worker(Told),
+    /// The assignment, with this value.
+    Assignment(&'a str),
+    /// A secret: its value, or the path of its file.
+    Secret(&'a Secret),
+}
+
+impl Giver<'_> {
+    /// The word in tables and JSON.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Worker(_) => "worker",
+            Self::Assignment(_) => "assignment",
+            Self::Secret(_) => "secret",
+        }
+    }
+}
+
+/// Every variable of a task: the worker's defaults, then the task's own, then its secrets, then what nobody may change. The
+/// last one counts. A map, for the publisher decides how many there are.
+#[must_use]
+pub fn variables<'a>(task: &'a Task, secrets: &'a [Secret], private_tmp: bool, traced: bool) -> BTreeMap<String, Giver<'a>> {
+    let worker = |(name, told): (&str, Told)| (name.to_owned(), Giver::Worker(told));
+    let defaults = DEFAULTS.into_iter().chain((!private_tmp).then_some(TMPDIR)).map(worker);
+    let own = task.assignment.execution.env.iter().map(|(name, value)| (name.clone(), Giver::Assignment(value)));
+    let secrets = secrets.iter().map(|secret| (secret.variable(), Giver::Secret(secret)));
+    let fixed = FIXED.into_iter().chain(traced.then_some(TRACEPARENT)).map(worker);
+    defaults.chain(own).chain(secrets).chain(fixed).collect()
+}
+
+/// The variables with their values.
+pub(super) fn environment(workspace: &Workspace, secrets: &[Secret], facts: &Facts<'_>) -> Vec<(String, String)> {
+    let variables = variables(facts.task, secrets, facts.private_tmp, facts.traceparent.is_some());
+    let valued = variables.into_iter().filter_map(|(name, giver)| {
+        let value = match giver {
+            Giver::Worker(told) => told(workspace, facts),
+            Giver::Assignment(value) => value.to_owned(),
+            Giver::Secret(secret) => secret_value(secret, facts)?,
+        };
+        Some((name, value))
+    });
+    valued.collect()
+}
+
+fn secret_value(secret: &Secret, facts: &Facts<'_>) -> Option<String> {
+    match secret.delivery {
+        SecretAs::Env => {
+            let value = facts.secrets.iter().find(|value| value.secret == *secret)?;
+            // Only values that are text come so far as to be variables.
+            Some(String::from_utf8_lossy(value.value.expose_secret()).into_owned())
+        }
+        SecretAs::File => {
+            let variable = secret.variable();
+            facts.secret_files.iter().find(|(name, _)| *name == variable).map(|(_, path)| path.clone())
+        }
+    }
+}
