@@ -67,7 +67,7 @@ lint: ## formatting, lints, documentation of the code, and schemas and reference
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked $(CRASH_POINTS) --all-targets -- -D warnings
 	$(CARGO) clippy --locked --lib --bins -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --lib --bins
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 	$(CARGO) run --locked --quiet $(CRASH_POINTS) -- schema --check .
 
 bench: nats ## the figures of docs/performance.md, on this machine

@@ -1,7 +1,7 @@
 //! Masking: what is known to be secret is replaced before it leaves the worker (invariant 8).
 //!
 //! A [`Masker`] is made once per attempt from the values that were handed to the task. It knows each value in the forms in
-//! which programs print it ([`forms`]) and finds all of them in one pass. [`StreamMask`] is the same for output that comes in
+//! which programs print it (`forms`) and finds all of them in one pass. [`StreamMask`] is the same for output that comes in
 //! pieces, and holds back what may be the beginning of a secret. While a masker is [enlisted](Masker::enlist), the worker's own
 //! log is masked too.
 //!

@@ -56,9 +56,9 @@ in_root windlass --version || fail "it does not run"
 [ -f "$root/$unit" ] || fail "the unit is not there"
 if find "$root/etc/systemd" -name 'windlass*' | grep -q .; then fail "the unit is enabled before there is a configuration"; fi
 grep -qx '/etc/windlass/worker.toml' "$root/var/lib/dpkg/info/windlass.conffiles" || fail "the configuration is not a conffile"
-# No NATS there: 6, and not 2, which a wrong configuration would be.
+# Nobody listens there: 6, and not 2, which a wrong configuration would be.
 code=0
-in_root windlass init --dry-run --config /etc/windlass/worker.toml >"$root/tmp/log" 2>&1 || code=$?
+in_root windlass init --dry-run --server nats://127.0.0.1:1 --config /etc/windlass/worker.toml >"$root/tmp/log" 2>&1 || code=$?
 [ "$code" = 6 ] || fail "the configuration that comes with it: exit code $code: $(cat "$root/tmp/log")"
 
 say "upgrade: what the operator wrote is kept"

@@ -67,19 +67,29 @@ expect() {
   [ "$code" = "$wanted" ] || { cat "$work/out" "$work/err" >&2; fail "windlass $*: exit code $code instead of $wanted"; }
 }
 
+# Containers of workers, running or not.
+workers() { c ps --all -q worker; }
+
 up() {
+  local container health
   files=()
   for file; do files+=(-f "$file"); done
   files+=(-f "$work/no-ports.yml")
   c up --no-build --detach >"$work/up" 2>&1 || { cat "$work/up" >&2; fail "compose up"; }
   [ "$(c ps --status running -q worker | wc -l)" = 2 ] || fail "there are not two workers"
+  for container in $(workers); do
+    health=starting
+    for _ in $(seq 120); do
+      health=$(docker inspect -f '{{.State.Health.Status}}' "$container")
+      [ "$health" = starting ] || break
+      sleep 0.5
+    done
+    [ "$health" = healthy ] || fail "a worker is $health: $(docker inspect -f '{{json .State.Health.Log}}' "$container")"
+  done
 }
 
-# Containers of workers, running or not.
-workers() { c ps --all -q worker; }
-
 privileged() {
-  local containers leftover=''
+  local containers container leftover=''
   say "as in docker-compose.yml"
   up docker-compose.yml
   expect 0 run --id hello -- echo hello

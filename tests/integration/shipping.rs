@@ -179,7 +179,9 @@ fn compose_reads_the_file_and_sees_what_it_promises() {
     let worker = &composed(&compose, &["docker-compose.yml", "deploy/compose-unprivileged.yml"])["services"]["worker"];
     assert_ne!(worker["privileged"], true);
     assert_eq!(worker["user"], "windlass");
-    assert_eq!(worker["environment"]["NATS_URL"], "nats://nats:4222", "what the other file says still holds");
+    let environment = &worker["environment"];
+    assert_eq!(environment["NATS_URL"], "nats://nats:4222", "what the other file says still holds");
+    assert!(worker["healthcheck"]["test"].to_string().contains(&environment["WINDLASS__HTTP__LISTEN"].as_str().unwrap()[10..]), "{worker}");
 }
 
 #[test]
