@@ -100,7 +100,8 @@ async fn without_inodes_nothing_starts_and_with_them_all_goes_on() {
     let worker = fleet.worker_under("full", &disk.under(), &[("CAPACITY__SLOTS", "2")]);
     let gate = Gate::new(&fleet.dir, "talk");
     let talker = fleet.submit(&Job::bash(format!("{}; seq 1 100000", gate.wait())).set(ONE, 1)).await;
-    let maker = fleet.submit(&Job::bash("i=0; while echo x > f$((i++)); do :; done; exit 7").set(ONE, 1)).await;
+    // Without a word: output that cannot be kept would stop it before its own end.
+    let maker = fleet.submit(&Job::bash("exec 2> /dev/null; i=0; while echo x > f$((i++)); do :; done; exit 7").set(ONE, 1)).await;
     let end = fleet.end(&maker).await;
     assert_eq!((end.reason, end.exit_code), (Some(Reason::DiskFull), Some(7)), "{:?}", end.error);
     fleet.event(&talker, EventKind::TaskStarted).await;
