@@ -35,10 +35,10 @@ mod crash_points;
 mod credentials;
 #[path = "integration/disk.rs"]
 mod disk;
-#[path = "integration/doctor.rs"]
-mod doctor;
 #[path = "integration/docs.rs"]
 mod docs;
+#[path = "integration/doctor.rs"]
+mod doctor;
 #[path = "integration/drain.rs"]
 mod drain;
 #[path = "integration/durability.rs"]
