@@ -8,7 +8,7 @@ use super::markdown::{Block, Document};
 const FOREIGN: [&str; 4] = ["--cgroupns", "--features", "--locked", "--release"];
 
 /// Verbs that are told of, and not yet there.
-const COMING: [&str; 4] = ["doctor", "drain", "list", "workers"];
+const COMING: [&str; 3] = ["drain", "list", "workers"];
 
 /// Options that clap adds when it reads a command line.
 const EVERYWHERE: [&str; 2] = ["help", "version"];
