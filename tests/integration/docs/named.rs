@@ -7,9 +7,6 @@ use super::markdown::{Block, Document};
 /// Options of other programs that the documents name alone, without their program beside them.
 const FOREIGN: [&str; 4] = ["--cgroupns", "--features", "--locked", "--release"];
 
-/// Verbs that are told of, and not yet there.
-const COMING: [&str; 3] = ["drain", "list", "workers"];
-
 /// Options that clap adds when it reads a command line.
 const EVERYWHERE: [&str; 2] = ["help", "version"];
 
@@ -31,8 +28,7 @@ pub fn unknown(cli: &Command, document: &Document) -> Vec<String> {
         }
     }
     let commands_of = |block: &&Block| ["sh", "console"].contains(&block.language.as_str());
-    let coming = |block: &&Block| block.remarked("not run").is_some_and(|why| why.starts_with("needs "));
-    for block in document.blocks.iter().filter(|b| commands_of(b) && !coming(b)) {
+    for block in document.blocks.iter().filter(commands_of) {
         let text = block.text.replace("\\\n", " ");
         for (n, line) in text.lines().enumerate() {
             let line = unquoted(line);
@@ -87,9 +83,6 @@ fn known(cli: &Command, words: &str) -> Result<(), String> {
                 rest.next();
             }
         } else if word.starts_with(|c: char| c.is_ascii_lowercase()) && verbs.iter().any(|verb| verb.has_subcommands()) {
-            if cli.find_subcommand(word).is_none() && COMING.contains(&word) {
-                return Ok(());
-            }
             // `dead list|show|requeue` names three.
             let named = word.split('|').map(|one| find(&verbs, one).ok_or_else(|| format!("windlass {words}: no verb {one}")));
             verbs = named.collect::<Result<_, _>>()?;
