@@ -87,6 +87,9 @@ pub enum Answer {
 /// Task, tenant, stream and key that nobody has.
 const NOBODY: &str = "windlass-doctor";
 
+/// What is needed only to watch.
+const TOP: &str = "top";
+
 struct List<'a> {
     role: Role,
     subjects: &'a Subjects,
@@ -185,6 +188,14 @@ impl List<'_> {
         }
         let read = [s.events_stream(), s.tasks_stream(), s.logs_stream(), s.dead_stream(), s.workers_stream()];
         self.api_of("STREAM.MSG.GET", &read, Bait::Nonsense, "status, logs, events, dead, workers");
+        let lists = [s.events_stream(), s.tasks_stream(), s.workers_stream()];
+        self.api_of("DIRECT.GET", &lists, Bait::Nonsense, "list, events, workers: many messages at one request");
+        let events = s.events_stream();
+        let (grant, subject) = (format!("CONSUMER.CREATE.{events}.>"), format!("CONSUMER.CREATE.{events}.{NOBODY}"));
+        self.api(&grant, &subject, Bait::Nonsense, TOP).optional = true;
+        let subject = format!("CONSUMER.LIST.{tasks}");
+        self.api(&subject, &subject, Bait::Nothing, TOP).optional = true;
+        self.add(Act::Publish, "$JS.FC.>".to_owned(), format!("$JS.FC.{NOBODY}"), Bait::Nothing, TOP).optional = true;
         self.subscribe(s.events_filter(None, None), "follow events");
         self.subscribe(format!("{p}.logs.*.*.*.*"), "follow output");
     }

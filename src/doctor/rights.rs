@@ -117,7 +117,10 @@ mod tests {
         );
         assert_eq!(
             bad(&tried("CONSUMER.CREATE"), Role::Operator),
-            [("publish $JS.API.CONSUMER.CREATE.WINDLASS_TASKS.>".to_owned(), Level::Fail)]
+            [
+                ("publish $JS.API.CONSUMER.CREATE.WINDLASS_EVENTS.>".to_owned(), Level::Warn),
+                ("publish $JS.API.CONSUMER.CREATE.WINDLASS_TASKS.>".to_owned(), Level::Fail)
+            ]
         );
         assert_eq!(bad(&tried("STREAM.CREATE"), Role::Worker), [], "a worker is no operator");
     }

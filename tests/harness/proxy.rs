@@ -266,7 +266,8 @@ async fn serve(shared: Arc<Shared>, client: TcpStream, server: TcpStream) {
     let how = tokio::select! {
         // Both run to their ends: a client that has closed may still have bytes on their way.
         _ = async { tokio::join!(way(Direction::ToServer).run(client_read, server_write), way(Direction::ToClient).run(server_read, client_write)) } => Cut::Close,
-        _ = link.wait_for(|link| link.cuts > cuts) => shared.link.borrow().how,
+        // It holds the lock: to borrow again would wait for a writer that waits for this.
+        now = link.wait_for(|link| link.cuts > cuts) => now.map_or(Cut::Close, |link| link.how),
         _ = hear_cut.wait_for(|cut| *cut) => Cut::Reset,
     };
     if how == Cut::Reset {
