@@ -273,3 +273,15 @@ macro_rules! clients {
 clients!(publishes_follows_and_verifies: in_python python_client, in_node node_client, in_rust rust_client, in_shell shell_client);
 clients!(notices_what_was_changed_or_is_missing: in_python python_client, in_node node_client, in_rust rust_client, in_shell shell_client);
 clients!(takes_every_end_once: in_python python_client, in_node node_client, in_rust rust_client);
+
+#[tokio::test]
+async fn the_readme_shows_a_client_in_node_that_works() {
+    let text = std::fs::read_to_string(examples().join("node/hello.mjs")).unwrap();
+    assert!(include_str!("../../README.md").contains(&format!("```js\n{text}```")), "README.md does not show examples/node/hello.mjs as it is");
+    let Some(client) = node_client().await else { return };
+    let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
+    let hello = [client.follow[0].clone(), examples().join("node/hello.mjs").into()];
+    let said = run(&hello, &[], &client, &fleet, &fleet.server.url()).await;
+    assert_eq!((said.code, said.stdout.as_str()), (Some(0), "task_started \ntask_completed ok\n"), "{}", said.stderr);
+    fleet.finish_unchecked().await;
+}
