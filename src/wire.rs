@@ -97,6 +97,17 @@ impl Encoding {
         Ok(buffer.into())
     }
 
+    /// Whether the body is an object, to look at its beginning. Structs could also be read from lists, key by key in the
+    /// order of this version, which nobody promises.
+    #[must_use]
+    pub fn holds_an_object(self, body: &[u8]) -> bool {
+        match self {
+            Self::Json => body.trim_ascii_start().first() == Some(&b'{'),
+            // The markers of maps.
+            Self::Msgpack => matches!(body.first(), Some(0x80..=0x8f | 0xde | 0xdf)),
+        }
+    }
+
     /// Reads a value, which must be the whole body.
     ///
     /// # Errors

@@ -103,6 +103,10 @@ impl Merge {
                 self.mistakes.push(format!("{section}: not a section; sections are {} ({origin})", sections()));
                 continue;
             };
+            // Its keys would tell; it has none.
+            if keys.is_empty() && !self.table.contains_key(section) {
+                self.mistakes.push(format!("{section}: no such section; sections are {} ({origin})", sections()));
+            }
             for (key, value) in keys {
                 // An empty table is set as a whole, so that the class or tenant is there at all.
                 if let (true, Value::Table(named)) = (matches!(section.as_str(), "classes" | "tenants"), value)

@@ -90,7 +90,7 @@ fn a_file_that_names_classes_names_all_of_them() {
 #[test]
 fn every_mistake_is_named_at_once_with_its_origin() {
     let found = mistakes(
-        "nonsense = 1\n[buss]\nserver = \"x\"\n[bus]\nsever = \"x\"\nping_interval_s = \"often\"\n[streams]\nreplicas = 2\n\
+        "nonsense = 1\n[empty]\n[buss]\nserver = \"x\"\n[bus]\nsever = \"x\"\nping_interval_s = \"often\"\n[streams]\nreplicas = 2\n\
          [classes.cpu_short]\ntimout_s = 1\n[classes.\"a.b\"]\nslots = 1\n",
         &[
             ("WINDLASS__LOGS__WINDOW", "0"),
@@ -102,6 +102,7 @@ fn every_mistake_is_named_at_once_with_its_origin() {
     );
     for expected in [
         ("nonsense: not a section", "(FILE)"),
+        ("empty: no such section", "(FILE)"),
         ("buss.server", "unknown field `buss`"),
         ("bus.sever", "unknown field `sever`"),
         ("bus.ping_interval_s = \"often\"", "(FILE)"),
@@ -117,7 +118,7 @@ fn every_mistake_is_named_at_once_with_its_origin() {
         let matching = found.iter().filter(|m| m.starts_with(expected.0) && m.contains(expected.1)).count();
         assert_eq!(matching, 1, "{expected:?} in {found:#?}");
     }
-    assert_eq!(found.len(), 12, "{found:#?}");
+    assert_eq!(found.len(), 13, "{found:#?}");
 }
 
 #[test]

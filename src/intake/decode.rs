@@ -74,6 +74,10 @@ pub fn read(subjects: &Subjects, subject: &str, content_type: Option<&str>, payl
     let poison = |error: String| Poison { error, names: Some((tenant.clone(), task_id.clone(), class.clone())) };
 
     let encoding = Encoding::detect(content_type, payload).map_err(|e| poison(e.to_string()))?;
+    if !encoding.holds_an_object(payload) {
+        let start = String::from_utf8_lossy(&payload[..payload.len().min(20)]).into_owned();
+        return Err(poison(format!("an assignment is an object, {{\"task_id\": …}}; this begins with {start:?}")));
+    }
     let assignment: Assignment = encoding.decode(payload).map_err(|e| poison(e.to_string()))?;
     if assignment.v != 1 {
         return Err(poison(format!("v: {} is not a version of the contract that this worker knows; use 1", assignment.v)));
@@ -113,6 +117,28 @@ mod tests {
             assert!(poison.error.starts_with(word), "{}", poison.error);
             assert!(poison.names.is_some());
         }
+    }
+
+    #[test]
+    fn a_list_is_no_assignment() {
+        let subject = "windlass.tasks.cpu_short.high.acme.t1";
+        let list = r#"[1,"t1",null,null,null,null,null,{},{"runtime":"native","command":["true"]}]"#;
+        for body in [list, " []", "\"t1\"", "null", ""] {
+            let poison = read(subject, body).expect_err(body);
+            assert!(poison.error.starts_with("an assignment is an object"), "{body}: {}", poison.error);
+        }
+        let packed = rmp_list();
+        let poison = super::read(&Subjects::new(&Tenant::new("windlass").unwrap()), subject, Some("application/vnd.msgpack"), &packed);
+        assert!(poison.unwrap_err().error.starts_with("an assignment is an object"));
+    }
+
+    /// The assignment as MessagePack writes structs without their keys.
+    fn rmp_list() -> Vec<u8> {
+        let assignment: Assignment =
+            serde_json::from_str(r#"{"task_id":"t1","execution":{"runtime":"native","command":["true"]}}"#).unwrap();
+        let fields = serde_json::to_value(assignment).unwrap();
+        let values: Vec<_> = fields.as_object().unwrap().values().cloned().collect();
+        Encoding::Msgpack.encode(&values).unwrap().to_vec()
     }
 
     #[test]

@@ -277,7 +277,10 @@ clients!(takes_every_end_once: in_python python_client, in_node node_client, in_
 #[tokio::test]
 async fn the_readme_shows_a_client_in_node_that_works() {
     let text = std::fs::read_to_string(examples().join("node/hello.mjs")).unwrap();
-    assert!(include_str!("../../README.md").contains(&format!("```js\n{text}```")), "README.md does not show examples/node/hello.mjs as it is");
+    assert!(
+        include_str!("../../README.md").contains(&format!("```js\n{text}```")),
+        "README.md does not show examples/node/hello.mjs as it is"
+    );
     let Some(client) = node_client().await else { return };
     let Some(fleet) = Fleet::with_worker(2, &[]).await else { return };
     let hello = [client.follow[0].clone(), examples().join("node/hello.mjs").into()];
