@@ -39,7 +39,8 @@
 //! # Where to look
 //!
 //! [`task`] is the vocabulary, pure. [`wire`] turns it into bytes, [`bus`] talks to NATS, [`execute`] and [`supervisor`] to the
-//! kernel. `docs/protocol.md` is the contract, `docs/decisions.md` says why. At each [`crash::Point`] a test makes a worker die,
+//! kernel. [`cli`] has a file for each verb; [`doctor`] judges what it gathered, [`telemetry`] has log and metrics.
+//! `docs/protocol.md` is the contract, `docs/decisions.md` says why. At each [`crash::Point`] a test makes a worker die,
 //! and `docs/guarantees.md` says what comes of it.
 
 pub mod bus;

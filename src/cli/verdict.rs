@@ -167,7 +167,7 @@ mod tests {
         let run = json!({"runtime": "native", "command": ["true"]});
         let other = Target { tenant: Some(Tenant::new("b").unwrap()), ..target() };
         for (value, target, reason, error) in [
-            (json!([1]), target(), Some(Reason::InvalidAssignment), "invalid length 1"),
+            (json!([1]), target(), Some(Reason::InvalidAssignment), "an assignment is an object"),
             (json!({"task_id": "a.b", "execution": run}), target(), Some(Reason::InvalidAssignment), "task_id: \"a.b\" is not a valid"),
             (json!({"tenant": "a", "execution": run}), other, Some(Reason::InvalidAssignment), "tenant: \"a\" does not agree with"),
             (json!({"execution": run, "deadline": "1970-01-01T00:00:00Z"}), target(), Some(Reason::DeadlinePassed), "the deadline 1970"),
