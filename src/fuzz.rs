@@ -71,19 +71,11 @@ pub fn config(bytes: &[u8]) {
 
 /// Any sequence of events as a chain: two bytes an event, what it is and what is wrong with it.
 pub fn chain_fold(bytes: &[u8]) {
-    const KINDS: [EventKind; 6] = [
-        EventKind::TaskStarted,
-        EventKind::TaskProgress,
-        EventKind::TaskRetrying,
-        EventKind::TaskReleased,
-        EventKind::TaskCompleted,
-        EventKind::TaskFailed,
-    ];
     const OUTCOMES: [Option<Outcome>; 4] = [None, Some(Outcome::Timeout), Some(Outcome::Cancellation), Some(Outcome::Failure)];
     let mut chain = Chain::default();
     let mut attempts = 0;
     for pair in bytes.chunks_exact(2) {
-        let (kind, wrong) = (KINDS[usize::from(pair[0]) % KINDS.len()], pair[1]);
+        let (kind, wrong) = (EventKind::ALL[usize::from(pair[0]) % EventKind::ALL.len()], pair[1]);
         let (state, last) = (chain.state(), chain.last().cloned());
         let mut event = blank(kind);
         let claimed = last.as_ref().map_or(0, |last| last.task.attempt);

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::rights::{Act, Ear};
-use super::store::request_error;
+use super::store::{Refusal, request_error};
 use super::{Bus, BusError};
 
 /// The connected server.
@@ -81,16 +81,6 @@ struct AccountAnswer {
     #[serde(default)]
     limits: Limits,
     error: Option<Refusal>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Refusal {
-    #[serde(default)]
-    code: u64,
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
 }
 
 /// -1 stands for no limit, as 0 does for the size of a stream.

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::Deserialize;
 
-use super::store::request_error;
+use super::store::{Refusal, request_error};
 use super::{Bus, BusError};
 
 /// "no message found" and "stream not found".
@@ -30,14 +30,6 @@ struct Message {
     hdrs: String,
 }
 
-#[derive(Deserialize)]
-struct Refusal {
-    #[serde(default)]
-    err_code: u64,
-    #[serde(default)]
-    description: String,
-}
-
 impl Bus {
     /// The newest value of `key`; none when there is no such bucket or key.
     ///
@@ -52,7 +44,7 @@ impl Bus {
         let reply = self.inner.client.send_request(format!("$JS.API.STREAM.MSG.GET.KV_{bucket}"), request).await;
         let reply = reply.map_err(|e| request_error(&e, &what()))?;
         let answer: Answer = serde_json::from_slice(&reply.payload).map_err(|_| unreadable())?;
-        if let Some(Refusal { err_code, description }) = answer.error {
+        if let Some(Refusal { err_code, description, .. }) = answer.error {
             let absent = ABSENT.contains(&err_code);
             return if absent { Ok(None) } else { Err(BusError::Refused { what: what(), code: err_code, text: description }) };
         }

@@ -29,17 +29,20 @@ struct Answer {
     seq: u64,
     #[serde(default)]
     duplicate: bool,
-    error: Option<AnswerError>,
+    error: Option<Refusal>,
 }
 
+/// JetStream's no, as every answer of its has it.
 #[derive(Debug, Deserialize)]
-struct AnswerError {
+pub(super) struct Refusal {
+    /// Like HTTP's.
     #[serde(default)]
-    code: u64,
+    pub(super) code: u64,
+    /// Its own.
     #[serde(default)]
-    err_code: u64,
+    pub(super) err_code: u64,
     #[serde(default)]
-    description: String,
+    pub(super) description: String,
 }
 
 impl Bus {

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::messages::{self, Kind};
+use super::messages::Kind;
 use crate::bus::provision::Described;
 use crate::task::log_chunk::LogStream;
 use crate::task::{EventKind, Priority};
@@ -103,7 +103,7 @@ fn parameter(name: &str) -> Value {
         "priority" => {
             json!({"description": "Each priority is a queue of its own", "enum": Priority::ALL.map(Priority::as_str), "default": "normal"})
         }
-        "event" => json!({"description": "What happened", "enum": messages::EVENTS.map(EventKind::as_str)}),
+        "event" => json!({"description": "What happened", "enum": EventKind::ALL.map(EventKind::as_str)}),
         "attempt" => json!({"description": "Attempt, a decimal number from 1", "examples": ["1"]}),
         "stream" => {
             json!({"description": "Which output; system is the worker's own notices about it", "enum": LogStream::ALL.map(LogStream::as_str)})

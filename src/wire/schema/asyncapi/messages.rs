@@ -12,16 +12,6 @@ use crate::task::log_chunk::LogChunk;
 use crate::task::{Assignment, Event, EventKind};
 use crate::wire::Encoding;
 
-/// All kinds of events.
-pub(super) const EVENTS: [EventKind; 6] = [
-    EventKind::TaskStarted,
-    EventKind::TaskProgress,
-    EventKind::TaskRetrying,
-    EventKind::TaskReleased,
-    EventKind::TaskCompleted,
-    EventKind::TaskFailed,
-];
-
 /// What a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -161,7 +151,7 @@ fn camel(text: &str, capital: bool) -> String {
 pub(super) fn all() -> Value {
     let others =
         [Kind::Assignment, Kind::LogChunk, Kind::Cancel, Kind::WorkerRequest, Kind::WorkerAnswer, Kind::DeadLetter, Kind::Presence];
-    let kinds = others.into_iter().chain(EVENTS.map(Kind::Event));
+    let kinds = others.into_iter().chain(EventKind::ALL.map(Kind::Event));
     kinds.flat_map(|kind| kind.names().into_iter().map(move |name| (name.clone(), message(kind, name)))).collect::<Map<_, _>>().into()
 }
 
@@ -208,7 +198,7 @@ pub(super) fn schemas() -> Value {
         // The same, in the newer dialect and in a file of its own.
         schemas[name]["x-json-schema"] = uri(file).into();
     }
-    schemas.extend(EVENTS.map(|kind| (camel(kind.as_str(), true), event_schema(kind))));
+    schemas.extend(EventKind::ALL.map(|kind| (camel(kind.as_str(), true), event_schema(kind))));
     schemas.extend(headers().into_iter().map(|(name, schema)| (name.to_owned(), schema)));
     schemas.insert("Anything".to_owned(), json!({"description": "Bytes; nobody vouches for what is in them."}));
     schemas.into()
@@ -254,7 +244,7 @@ fn headers() -> [(&'static str, Value); 5] {
 
 /// CloudEvents 1.0 in binary mode, and the fence of the append.
 fn event_headers() -> Value {
-    let types = EVENTS.map(|kind| format!("dev.windlass.{kind}.v1"));
+    let types = EventKind::ALL.map(|kind| format!("dev.windlass.{kind}.v1"));
     json!({
         "type": "object",
         "required": ["ce-specversion", "ce-id", "ce-source", "ce-type", "ce-subject", "ce-time", "ce-datacontenttype", "ce-dataschema",
