@@ -26,7 +26,8 @@ async fn a_secret_is_masked_wherever_it_is_cut() {
     assert_eq!((output.stdout(), output.stderr()), (masked.as_bytes(), masked.as_bytes()));
     assert_eq!(recorded.stderr_tail, masked);
     let copy = std::fs::read_to_string(dir.path().join("acme").join("t1.2.log")).expect("the local copy");
-    assert!(!copy.contains("correct") && copy.matches("***").count() == 8, "{copy}");
+    // One file for both streams: what is cut in the middle of three stars goes on after the other's.
+    assert!(!copy.contains("correct") && copy.matches('*').count() == 8 * 3, "{copy}");
     assert!(output.chunks.iter().all(|chunk| chunk.len <= 16), "what was held back makes no chunk too large");
 }
 
