@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::task::assignment::{BackoffPolicy, Runtime};
 use crate::task::secret::SecretGrant;
-use crate::task::{ByteSize, ClassName, Profile, Tenant};
+use crate::task::{ByteSize, ClassName, ImagePattern, MountRoot, Profile, PullPolicy, Tenant};
 use crate::wire::Encoding;
 
+mod docker;
 mod listen;
 mod load;
 mod origins;
@@ -22,6 +23,7 @@ mod reference;
 mod tests;
 mod validate;
 
+pub use docker::{Docker, Gpu, RetryConfig};
 pub use listen::Listen;
 pub use load::{ConfigError, DEFAULTS, environment, load, load_text};
 pub use origins::{Origin, Origins};
@@ -41,6 +43,10 @@ pub struct Config {
     pub cgroup: Cgroup,
     /// Sandbox of native tasks.
     pub sandbox: Sandbox,
+    /// The engine that runs containers.
+    pub docker: Docker,
+    /// Devices that are given to tasks.
+    pub gpu: Gpu,
     /// Leases.
     pub lease: Lease,
     /// Events.
@@ -167,6 +173,11 @@ pub struct TenantPolicy {
     pub gid: Option<u32>,
     /// Secrets that its tasks may refer to: references, or prefixes of them that end in `*`.
     pub secrets: Vec<SecretGrant>,
+    /// Images that its containers may use; left out: those of `docker.images`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<Vec<ImagePattern>>,
+    /// Directories of this machine below which its containers may mount.
+    pub mounts: Vec<MountRoot>,
 }
 
 /// `[lease]`
@@ -321,6 +332,18 @@ pub struct Class {
     pub backoff: BackoffPolicy,
     /// Sandbox of its native tasks; an assignment cannot change it.
     pub sandbox: Profile,
+    /// Whole GPUs unless asked otherwise.
+    pub gpus: u32,
+    /// Most GPUs that may be asked for.
+    pub max_gpus: u32,
+    /// When images are pulled unless asked otherwise.
+    pub pull: PullPolicy,
+    /// Network of its containers unless asked otherwise.
+    pub network: String,
+    /// Networks that may be asked for.
+    pub networks: Vec<String>,
+    /// Users that its containers may ask for besides the tenant's: `uid[:gid]`, or `image` for the image's own.
+    pub users: Vec<String>,
 }
 
 impl Default for Class {
@@ -342,6 +365,12 @@ impl Default for Class {
             max_max_attempts: 20,
             backoff: BackoffPolicy::default(),
             sandbox: Profile::Standard,
+            gpus: 0,
+            max_gpus: 0,
+            pull: PullPolicy::Missing,
+            network: "none".to_owned(),
+            networks: vec!["none".to_owned()],
+            users: vec![],
         }
     }
 }

@@ -11,12 +11,14 @@ use crate::task::assignment::{BackoffPolicy, Execution, Runtime};
 use crate::task::{Limits, Profile, Reason};
 
 mod bounds;
+mod container;
 mod policy;
 mod secrets;
 #[cfg(test)]
 mod tests;
 
 pub use bounds::Bounds;
+pub use container::{AllowedMount, Container, ContainerUser, Service};
 pub use policy::{Decided, Policy, Source};
 pub use secrets::Secret;
 
@@ -27,8 +29,12 @@ pub struct Plan {
     pub runtime: Runtime,
     /// The program and how it is started.
     pub program: Program,
+    /// The container, for `docker`.
+    pub container: Option<Container>,
     /// Limits.
     pub bounds: Bounds,
+    /// Whole GPUs.
+    pub gpus: Decided<u32>,
     /// Sandbox, as its class has it.
     pub sandbox: Decided<Profile>,
     /// The user of its tenant, for workers that can have one.
@@ -51,7 +57,7 @@ impl Plan {
     }
 }
 
-/// The program of a native task.
+/// The program of a task.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Program {
     /// An argument vector.
@@ -63,6 +69,8 @@ pub enum Program {
         /// `$1` and so on.
         args: Vec<String>,
     },
+    /// What the container's image starts with its entry point and command.
+    Container,
 }
 
 /// Longest script that is passed as an argument; the kernel takes 128 KiB in one argument.
@@ -74,7 +82,7 @@ impl Program {
     pub fn script_file(&self) -> Option<&str> {
         match self {
             Self::Bash { script, .. } if script.len() > INLINE_SCRIPT || script.contains('\0') => Some(script),
-            Self::Bash { .. } | Self::Argv(_) => None,
+            Self::Bash { .. } | Self::Argv(_) | Self::Container => None,
         }
     }
 
@@ -83,6 +91,7 @@ impl Program {
     pub fn argv(&self, file: &str) -> Vec<String> {
         match self {
             Self::Argv(argv) => argv.clone(),
+            Self::Container => Vec::new(),
             Self::Bash { script, args } => {
                 let shell: &[&str] = if self.script_file().is_some() { &["bash", file] } else { &["bash", "-c", script, "bash"] };
                 shell.iter().map(|s| (*s).to_owned()).chain(args.iter().cloned()).collect()
@@ -114,15 +123,20 @@ pub fn plan(task: &Task, policy: &Policy<'_>) -> Result<Plan, Rejection> {
     let execution = &task.assignment.execution;
     offered(task, policy)?;
     let program = program(execution)?;
+    let container = (execution.runtime == Runtime::Docker).then(|| container::container(task, policy)).transpose()?;
     check_environment(execution)?;
     let secrets = secrets::allowed(task, policy.grants())?;
     let bounds = bounds::bounds(execution, policy)?;
+    if container.is_some() {
+        container::check_memory(bounds.memory.value.bytes())?;
+    }
+    let gpus = bounds::gpus(execution, policy)?;
     let grace = bounds::grace(execution, policy)?;
     let max_attempts = bounds::max_attempts(&task.assignment.retry, policy)?;
     let backoff = bounds::backoff(&task.assignment.retry, policy)?;
     let sandbox = policy.by_class("sandbox", |class| class.sandbox);
     let user = policy.user(&task.tenant);
-    Ok(Plan { runtime: execution.runtime, program, bounds, sandbox, user, grace, max_attempts, backoff, secrets })
+    Ok(Plan { runtime: execution.runtime, program, container, bounds, gpus, sandbox, user, grace, max_attempts, backoff, secrets })
 }
 
 /// What this version, and this class, offers.
@@ -130,10 +144,12 @@ fn offered(task: &Task, policy: &Policy<'_>) -> Result<(), Rejection> {
     let (assignment, class) = (&task.assignment, policy.class);
     let execution = &assignment.execution;
     let runtime = execution.runtime;
-    if !matches!(runtime, Runtime::Native | Runtime::Bash) {
-        let error =
-            format!("execution.runtime: {:?} is not offered by this version of the worker; it has native and bash", runtime.as_str());
-        return Err(reject(Reason::Unschedulable, error, "use native or bash, or workers that offer it"));
+    if !matches!(runtime, Runtime::Native | Runtime::Bash | Runtime::Docker) {
+        let error = format!(
+            "execution.runtime: {:?} is not offered by this version of the worker; it has native, bash and docker",
+            runtime.as_str()
+        );
+        return Err(reject(Reason::Unschedulable, error, "use native, bash or docker, or workers that offer it"));
     }
     if !class.runtimes.contains(&runtime) {
         let allowed: Vec<_> = class.runtimes.iter().map(|r| r.as_str()).collect();
@@ -145,17 +161,19 @@ fn offered(task: &Task, policy: &Policy<'_>) -> Result<(), Rejection> {
             "use another class, or have an operator allow the runtime in classes.<name>.runtimes",
         ));
     }
+    let contained = runtime == Runtime::Docker;
     let network = if class.sandbox == Profile::Strict { "none" } else { "host" };
     let absent = [
         ("workspace", !assignment.workspace.is_null()),
         ("environment", !assignment.environment.is_null()),
         ("artifacts", !assignment.artifacts.is_empty()),
-        ("services", !assignment.services.is_empty()),
-        ("execution.image", execution.image.is_some()),
-        ("execution.entrypoint", execution.entrypoint.is_some()),
-        ("execution.mounts", !execution.mounts.is_empty()),
-        ("execution.network", execution.network.as_deref().is_some_and(|n| n != network)),
-        ("execution.resources.gpus", execution.resources.gpus.is_some_and(|n| n > 0)),
+        ("services", !contained && !assignment.services.is_empty()),
+        ("execution.image", !contained && execution.image.is_some()),
+        ("execution.pull", !contained && execution.pull.is_some()),
+        ("execution.entrypoint", !contained && execution.entrypoint.is_some()),
+        ("execution.mounts", !contained && !execution.mounts.is_empty()),
+        ("execution.user", !contained && execution.user.is_some()),
+        ("execution.network", !contained && execution.network.as_deref().is_some_and(|n| n != network)),
         ("execution.resources.disk", execution.resources.disk.is_some()),
     ];
     match absent.into_iter().find(|(_, asked)| *asked) {
@@ -177,7 +195,15 @@ fn program(execution: &Execution) -> Result<Program, Rejection> {
             (Some(_), Some(_)) => Err(invalid("execution.command: not with runtime bash, which runs execution.script".to_owned())),
             (Some(_) | None, _) => Err(invalid("execution.script: missing or empty; runtime bash needs one".to_owned())),
         },
-        Runtime::Native | Runtime::Python | Runtime::Docker | Runtime::Grpc | Runtime::Slurm | Runtime::Runner => {
+        Runtime::Docker => {
+            if execution.script.is_some() || execution.module.is_some() || execution.runner.is_some() || !execution.args.is_empty() {
+                return Err(invalid(
+                    "execution: runtime docker takes entrypoint and command, not script, module, runner or args".to_owned(),
+                ));
+            }
+            Ok(Program::Container)
+        }
+        Runtime::Native | Runtime::Python | Runtime::Grpc | Runtime::Slurm | Runtime::Runner => {
             if execution.script.is_some() || execution.module.is_some() || execution.runner.is_some() || !execution.args.is_empty() {
                 return Err(invalid("execution: runtime native takes command only, not script, module, runner or args".to_owned()));
             }

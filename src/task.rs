@@ -5,8 +5,10 @@
 
 pub mod assignment;
 pub mod chain;
+pub mod container;
 pub mod event;
 pub mod id;
+pub mod image;
 pub mod limits;
 pub mod log_chunk;
 pub mod nesting;
@@ -18,8 +20,10 @@ pub mod stage;
 pub mod time;
 
 pub use assignment::Assignment;
+pub use container::{HealthCheck, Mount, MountRoot, PullPolicy, ServiceSpec};
 pub use event::{Event, EventKind};
 pub use id::{ClassName, Priority, TaskId, Tenant, WorkerId};
+pub use image::{ImagePattern, ImageRef};
 pub use limits::{IoLimits, Limits};
 pub use outcome::{Outcome, Reason};
 pub use sandbox::Profile;

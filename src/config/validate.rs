@@ -248,12 +248,12 @@ impl Checks {
     }
 
     fn runtimes(&mut self, key: &str, runtimes: &[Runtime]) {
-        self.rule(key, "`\"native\"`, `\"bash\"`; at least one");
+        self.rule(key, "`\"native\"`, `\"bash\"`, `\"docker\"`; at least one");
         if runtimes.is_empty() {
-            self.add(key, "= []: a class needs at least one; this version offers native and bash");
+            self.add(key, "= []: a class needs at least one; this version offers native, bash and docker");
         }
-        for runtime in runtimes.iter().filter(|r| !matches!(r, Runtime::Native | Runtime::Bash)) {
-            self.add(key, format!("names {:?}, which this version does not run; it offers native and bash", runtime.as_str()));
+        for runtime in runtimes.iter().filter(|r| !matches!(r, Runtime::Native | Runtime::Bash | Runtime::Docker)) {
+            self.add(key, format!("names {:?}, which this version does not run; it offers native, bash and docker", runtime.as_str()));
         }
     }
 }

@@ -63,6 +63,12 @@ pub(super) fn bounds(execution: &Execution, policy: &Policy<'_>) -> Result<Bound
     Ok(Bounds { cpus, memory, pids, timeout_ms, io, enforced: policy.enforced })
 }
 
+pub(super) fn gpus(execution: &Execution, policy: &Policy<'_>) -> Result<Decided<u32>, Rejection> {
+    let gpus = policy.asked_or(execution.resources.gpus, "gpus", |c| c.gpus);
+    below("execution.resources.gpus", gpus.value, policy.class.max_gpus)?;
+    Ok(gpus)
+}
+
 pub(super) fn grace(execution: &Execution, policy: &Policy<'_>) -> Result<Decided<Duration>, Rejection> {
     let grace_s = policy.asked_or(execution.grace_s, "grace_s", |c| c.grace_s);
     within("execution.grace_s", grace_s.value, 0.0, policy.class.max_grace_s)?;

@@ -6,7 +6,7 @@ use crate::config::{Class, Config, Origins, TenantPolicy};
 use crate::execute::native::sandbox::User;
 use crate::intake::Task;
 use crate::task::secret::SecretGrant;
-use crate::task::{ClassName, Tenant};
+use crate::task::{ClassName, ImagePattern, MountRoot, Tenant};
 
 /// Who decided a value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -58,6 +58,8 @@ pub struct Policy<'a> {
     pub class: &'a Class,
     name: Option<&'a ClassName>,
     tenant: Option<&'a TenantPolicy>,
+    /// Images of tenants without a list of their own.
+    images: &'a [ImagePattern],
     /// First of the user ids that tenants get.
     uid_base: u32,
     origins: Option<&'a Origins>,
@@ -74,6 +76,7 @@ impl<'a> Policy<'a> {
             class,
             name: Some(name),
             tenant: config.tenants.get(&task.tenant),
+            images: &config.docker.images,
             uid_base: config.sandbox.uid_base,
             origins: Some(&config.origins),
             enforced,
@@ -99,6 +102,16 @@ impl<'a> Policy<'a> {
         self.tenant.map_or(&[], |tenant| &tenant.secrets)
     }
 
+    /// Images that the tenant's containers may use.
+    pub(super) fn images(&self) -> &'a [ImagePattern] {
+        self.tenant.and_then(|tenant| tenant.images.as_deref()).unwrap_or(self.images)
+    }
+
+    /// Roots below which the tenant's containers may mount.
+    pub(super) fn mount_roots(&self) -> &'a [MountRoot] {
+        self.tenant.map_or(&[], |tenant| &tenant.mounts)
+    }
+
     /// The user that the tenant's tasks are.
     pub(super) fn user(&self, tenant: &Tenant) -> Decided<User> {
         let pinned = self.tenant.is_some_and(|tenant| tenant.uid.is_some() || tenant.gid.is_some());
@@ -111,7 +124,13 @@ impl<'a> Policy<'a> {
 impl<'a> Policy<'a> {
     /// Of a class alone.
     pub(crate) fn of_class(class: &'a Class) -> Self {
-        Self { class, name: None, tenant: None, uid_base: 1, origins: None, enforced: true }
+        Self { class, name: None, tenant: None, images: &[], uid_base: 1, origins: None, enforced: true }
+    }
+
+    /// With these images for everybody.
+    #[cfg(test)]
+    pub(crate) fn with_images(self, images: &'a [ImagePattern]) -> Self {
+        Self { images, ..self }
     }
 
     /// With a tenant.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::secret::SecretRequest;
-use super::{ByteSize, ClassName, IoLimits, Outcome, Reason, TaskId, Tenant, Time};
+use super::{ByteSize, ClassName, IoLimits, Mount, Outcome, PullPolicy, Reason, ServiceSpec, TaskId, Tenant, Time};
 
 /// One task. Unknown keys are refused with their path; what is left out comes from the class.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,9 +51,9 @@ pub struct Assignment {
     /// Secrets by reference.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub secrets: Vec<SecretRequest>,
-    /// Service containers; no runtime of this version offers them.
+    /// Containers that the task needs beside it, for `docker`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub services: Vec<Value>,
+    pub services: Vec<ServiceSpec>,
     /// When to try again.
     #[serde(default, skip_serializing_if = "Retry::is_default")]
     pub retry: Retry,
@@ -75,7 +75,7 @@ fn version() -> u32 {
 pub struct Execution {
     /// Who runs it.
     pub runtime: Runtime,
-    /// The argument vector, for `native`.
+    /// The argument vector, for `native`; for `docker` the command, the image's unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub command: Option<Vec<String>>,
     /// The text of the script, for `bash` and `python`.
@@ -90,10 +90,13 @@ pub struct Execution {
     /// Arguments: of the script for `bash` (`$1` …), of the runner for `runner`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub args: Vec<String>,
-    /// Container image.
+    /// Container image, for `docker`: `[registry/]name[:tag][@sha256:…]`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// Container entry point.
+    /// When the image is pulled, for `docker`; as the class has it unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pull: Option<PullPolicy>,
+    /// Container entry point, for `docker`; the image's unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,
     /// Environment. Not for secrets: it can be read in the queue.
@@ -105,10 +108,13 @@ pub struct Execution {
     /// Where to run: an absolute path, or one below the task's work directory (the default). Without `..`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub working_dir: Option<String>,
-    /// Container mounts.
+    /// Directories of the worker's machine in the container, for `docker`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub mounts: Vec<Value>,
-    /// Container network.
+    pub mounts: Vec<Mount>,
+    /// User in the container, for `docker`: `uid[:gid]`, or `image` for the image's own; the tenant's unless given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<String>,
+    /// Network: `none`, `bridge` or another one that the class allows, for `docker`; as the class has it unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<String>,
     /// Wall-clock limit in seconds.
