@@ -32,6 +32,7 @@ mod plan;
 mod render;
 mod run;
 mod schema;
+mod services;
 mod shell;
 mod status;
 mod submit;
@@ -201,6 +202,7 @@ async fn perform(global: &Global, operation: Operation, output: &mut Output) -> 
         Operation::Cancel(args) => Box::pin(cancel::run(global, &args, output)).await,
         Operation::Dead { action } => dead::run(global, action, output).await,
         Operation::Config { action } => config::run(global, &action, output),
+        Operation::Services { action } => Box::pin(services::run(global, &action, output)).await,
         Operation::Top(args) => Box::pin(top::run(global, &args, output)).await,
         Operation::Bench(args) => Box::pin(bench::run(global, &args, output)).await,
         Operation::Doctor(args) => Box::pin(doctor::run(global, &args, output)).await,

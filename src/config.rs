@@ -19,6 +19,7 @@ mod listen;
 mod load;
 mod origins;
 mod reference;
+pub mod services;
 #[cfg(test)]
 mod tests;
 mod validate;
@@ -121,6 +122,8 @@ pub struct Worker {
     pub path: String,
     /// Where secrets that are delivered as files are kept, in memory (tmpfs); empty: decided by the machine.
     pub secrets_dir: String,
+    /// Name of what it belongs to (`production`, `staging`): a label of the metrics of services and engine.
+    pub environment: String,
 }
 
 /// `[capacity]`

@@ -14,6 +14,7 @@ mod bounds;
 mod container;
 mod policy;
 mod secrets;
+mod service;
 #[cfg(test)]
 mod tests;
 

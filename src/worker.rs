@@ -153,8 +153,12 @@ pub async fn run(config: Config, shutdown: Shutdown, endpoint: Endpoint) -> Resu
     let mut background = JoinSet::new();
     let health = Health::new(stop.clone());
     if let Some(address) = endpoint.address() {
-        let meters =
-            Meters::new(config.classes.keys(), &config.http.metrics_tenants, Standing(Arc::clone(&health), capacity.slots().into()))?;
+        let meters = Meters::new(
+            config.classes.keys(),
+            &config.http.metrics_tenants,
+            &config.worker.environment,
+            Standing(Arc::clone(&health), capacity.slots().into()),
+        )?;
         background.spawn(endpoint.serve(Arc::clone(&health), meters.install()));
         tracing::info!(%address, "health and metrics over HTTP");
     }

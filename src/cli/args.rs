@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 
 use super::output::Format;
+use super::services::ServicesAction;
 use super::{bench::BenchArgs, cancel::CancelArgs, config::ConfigAction, dead::DeadAction, doctor::DoctorArgs, drain::DrainArgs};
 use super::{events::EventsArgs, init::InitArgs, list::ListArgs, logs::LogsArgs, plan::PlanArgs, run::RunArgs, schema::SchemaArgs};
 use super::{shell::CompletionsArgs, shell::ManArgs, status::StatusArgs, submit::SubmitArgs, top::TopArgs, workers::WorkersArgs};
@@ -105,6 +106,12 @@ pub enum Operation {
         /// What to look at.
         #[command(subcommand)]
         action: ConfigAction,
+    },
+    /// Long-lived services of an environment: databases and the like that many tasks use
+    Services {
+        /// What to do with them.
+        #[command(subcommand)]
+        action: ServicesAction,
     },
     /// Examine machine, NATS and rights for a worker, and say what mends what is wrong; changes nothing
     Doctor(DoctorArgs),

@@ -19,7 +19,7 @@ pub enum Exit {
     NotPermitted,
     /// 5: the id is taken, the task is over, or a stream stands in the way.
     Conflict,
-    /// 6: NATS does not answer.
+    /// 6: NATS, or the container engine, does not answer.
     Unreachable,
     /// 7: what was read is not what the manifest promises.
     Unverified,

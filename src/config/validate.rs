@@ -117,6 +117,8 @@ impl Checks {
             format!("{:?}", c.secrets_dir),
             rule,
         );
+        let rule = "use 1 to 64 characters of A-Z a-z 0-9 _ -, such as production";
+        self.require(is_token(&c.environment), "worker.environment", format!("{:?}", c.environment), rule);
         self.require(!c.path.is_empty(), "worker.path", "\"\"", "directories, separated by colons; with none, tasks find no program");
     }
 

@@ -8,5 +8,8 @@
 //! it does not, the engine's own limits hold and its API is asked. Only this module names `bollard`.
 
 pub mod engine;
+mod network;
+pub mod services;
+pub mod stack;
 
 pub use engine::{Engine, EngineError};

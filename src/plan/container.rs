@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 
+use super::service;
 use super::{Decided, Policy, Rejection, Source, above, invalid, reject};
 use crate::intake::Task;
 use crate::task::assignment::Execution;
-use crate::task::{HealthCheck, ImageRef, Mount, MountRoot, PullPolicy, Reason, ServiceSpec};
+use crate::task::{ByteSize, HealthCheck, ImageRef, Mount, MountRoot, PullPolicy, Reason, ServiceSpec};
 
 /// Less than this the engine refuses.
-const MIN_MEMORY: u64 = 6 << 20;
+pub(super) const MIN_MEMORY: u64 = 6 << 20;
 /// Most services of one task.
 const MOST_SERVICES: usize = 16;
 /// Most mounts of one container.
@@ -71,6 +72,12 @@ pub struct Service {
     pub user: ContainerUser,
     /// Its mounts.
     pub mounts: Vec<AllowedMount>,
+    /// CPUs' worth of time; its class's default unless asked.
+    pub cpus: f64,
+    /// Memory; its class's default unless asked.
+    pub memory: ByteSize,
+    /// Processes and threads: its class's default.
+    pub pids: u64,
     /// When it is ready.
     pub health: Option<HealthCheck>,
 }
@@ -234,9 +241,13 @@ fn services(task: &Task, policy: &Policy<'_>, pull: PullPolicy) -> Result<Vec<Se
             pull,
             user: user(&field("user"), spec.user.as_deref(), policy)?.value,
             mounts: mounts(&field("mounts"), &spec.mounts, task, policy)?,
+            cpus: spec.cpus.unwrap_or(policy.class.cpus),
+            memory: spec.memory.unwrap_or(policy.class.memory),
+            pids: policy.class.pids,
             health: health(&field("health"), spec.health.as_ref())?,
             spec: spec.clone(),
         });
+        service::check(at, spec)?;
         if let Some(cpus) = spec.cpus.filter(|cpus| *cpus > policy.class.max_cpus) {
             return Err(above(&field("cpus"), cpus, policy.class.max_cpus));
         }

@@ -99,6 +99,8 @@ pub struct Meters {
     on: Instruments,
     /// Tenants that have a label of their own; none has one when there are none.
     tenants: BTreeSet<Tenant>,
+    /// `worker.environment`.
+    environment: KeyValue,
     registry: Registry,
     /// Instruments count only while it lives.
     _provider: SdkMeterProvider,
@@ -112,6 +114,7 @@ impl Meters {
     pub fn new<'a>(
         classes: impl IntoIterator<Item = &'a ClassName>,
         tenants: &[Tenant],
+        environment: &str,
         gauges: impl Gauges,
     ) -> Result<Self, MetricsError> {
         let registry = Registry::new();
@@ -124,7 +127,9 @@ impl Meters {
         let provider = SdkMeterProvider::builder().with_reader(exporter).with_resource(Resource::builder_empty().build()).build();
         let meter = provider.meter("windlass");
         gauges::register(&meter, gauges);
-        let meters = Self { on: Instruments::new(&meter), tenants: tenants.iter().cloned().collect(), registry, _provider: provider };
+        let environment = KeyValue::new("environment", environment.to_owned());
+        let tenants = tenants.iter().cloned().collect();
+        let meters = Self { on: Instruments::new(&meter), tenants, environment, registry, _provider: provider };
         meters.begin(classes);
         Ok(meters)
     }
@@ -158,6 +163,10 @@ impl Meters {
         for counter in [&on.reconnects, &on.chunks, &on.published] {
             counter.add(0, &[]);
         }
+        for counter in [&on.service_starts, &on.service_stops] {
+            counter.add(0, std::slice::from_ref(&self.environment));
+        }
+        on.active_services.add(0, std::slice::from_ref(&self.environment));
     }
 
     /// The text that Prometheus reads. It looks at files: not for the runtime's threads.
@@ -171,12 +180,20 @@ impl Meters {
     /// What tells tasks apart: their class, and their tenant where that is wanted.
     fn task(&self, class: &ClassName, tenant: &Tenant, more: impl IntoIterator<Item = KeyValue>) -> Vec<KeyValue> {
         let mut labels = vec![self.class(class)];
-        if !self.tenants.is_empty() {
-            let tenant = if self.tenants.contains(tenant) { tenant.to_string() } else { "other".to_owned() };
-            labels.push(KeyValue::new("tenant", tenant));
-        }
+        labels.extend(self.tenant(tenant));
         labels.extend(more);
         labels
+    }
+
+    /// The tenant's label, where tenants have one.
+    fn tenant(&self, tenant: &Tenant) -> Option<KeyValue> {
+        let named = || if self.tenants.contains(tenant) { tenant.to_string() } else { "other".to_owned() };
+        (!self.tenants.is_empty()).then(|| KeyValue::new("tenant", named()))
+    }
+
+    /// What tells services and requests to the engine apart: the environment, and the tenant where that is wanted and known.
+    fn place(&self, tenant: Option<&Tenant>) -> Vec<KeyValue> {
+        [self.environment.clone()].into_iter().chain(tenant.and_then(|tenant| self.tenant(tenant))).collect()
     }
 
     fn class(&self, class: &ClassName) -> KeyValue {
@@ -283,6 +300,27 @@ impl Meters {
     /// A lease was renewed, or not.
     pub fn renewal(&self, renewed: bool) {
         self.on.renewals.add(1, &[result(renewed)]);
+    }
+
+    /// A container of a service runs for a task of `tenant`.
+    pub fn service_started(&self, tenant: &Tenant) {
+        let labels = self.place(Some(tenant));
+        self.on.service_starts.add(1, &labels);
+        self.on.active_services.add(1, &labels);
+    }
+
+    /// Such a container is gone.
+    pub fn service_stopped(&self, tenant: &Tenant) {
+        let labels = self.place(Some(tenant));
+        self.on.service_stops.add(1, &labels);
+        self.on.active_services.add(-1, &labels);
+    }
+
+    /// The container engine was asked for something, for a task of `tenant` or for the worker itself, and has answered or not.
+    pub fn engine_asked(&self, request: &'static str, tenant: Option<&Tenant>, took: Duration) {
+        let mut labels = self.place(tenant);
+        labels.push(KeyValue::new("request", request));
+        self.on.engine_requests.record(took.as_secs_f64(), &labels);
     }
 
     /// A connection to NATS was made anew.

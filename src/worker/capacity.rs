@@ -19,10 +19,12 @@ pub struct Need {
 }
 
 impl Need {
-    /// What a task takes while it runs.
+    /// What a task takes while it runs, its services included.
     #[must_use]
     pub fn of(plan: &Plan) -> Self {
-        Self::new(plan.bounds.cpus.value, plan.bounds.memory.value.bytes())
+        let services = plan.container.iter().flat_map(|container| &container.services);
+        let (cpus, memory) = services.fold((0.0, 0u64), |(cpus, memory), s| (cpus + s.cpus, memory.saturating_add(s.memory.bytes())));
+        Self::new(plan.bounds.cpus.value + cpus, plan.bounds.memory.value.bytes().saturating_add(memory))
     }
 
     /// From CPUs and bytes.

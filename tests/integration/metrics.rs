@@ -144,6 +144,10 @@ fn documented(scrape: &Scrape) {
         rows.map(|(name, rest)| (name.to_owned(), rest.split_once(" |").expect("a type").0.to_owned())).collect();
     let types = scrape.types();
     rows.retain(|_, kind| matches!(kind.as_str(), "counter" | "gauge" | "histogram"));
+    // No engine is asked here; the tests of services see it.
+    if !types.contains_key("windlass_docker_api_duration_seconds") {
+        rows.remove("windlass_docker_api_duration_seconds");
+    }
     // Another user's process does not show it.
     if !types.contains_key("windlass_supervisor_open_fds") {
         rows.remove("windlass_supervisor_open_fds");

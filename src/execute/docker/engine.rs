@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use bollard::{API_DEFAULT_VERSION, Docker};
 
 use crate::config;
+use crate::task::Tenant;
+use crate::telemetry::metrics;
 
 /// Oldest API that has what is used here: Engine 20.10.
 const OLDEST_API: (u64, u64) = (1, 41);
@@ -83,6 +85,8 @@ pub struct Engine {
     host: String,
     deadline: Duration,
     facts: Facts,
+    /// Whose tasks it is asked for, for the metrics.
+    tenant: Option<Tenant>,
 }
 
 impl Engine {
@@ -98,9 +102,15 @@ impl Engine {
             Docker::connect_with_unix(&host, deadline.as_secs().max(1), API_DEFAULT_VERSION).map_err(|e| unavailable(e.to_string()))?;
         let agreed = tokio::time::timeout(deadline, api.negotiate_version()).await;
         let api = agreed.map_err(|_| unavailable("no answer in time".to_owned()))?.map_err(|e| unavailable(e.to_string()))?;
-        let mut engine = Self { api, host, deadline, facts: Facts::unknown() };
+        let mut engine = Self { api, host, deadline, facts: Facts::unknown(), tenant: None };
         engine.facts = engine.find_facts().await?;
         Ok(engine)
+    }
+
+    /// The same, whose requests count as made for a task of `tenant`.
+    #[must_use]
+    pub fn on_behalf_of(&self, tenant: &Tenant) -> Self {
+        Self { tenant: Some(tenant.clone()), ..self.clone() }
     }
 
     /// What is known of it.
@@ -129,8 +139,10 @@ impl Engine {
         what: &'static str,
         request: impl Future<Output = Result<T, bollard::errors::Error>>,
     ) -> Result<T, EngineError> {
-        let _sent = Instant::now();
-        match tokio::time::timeout(self.deadline, request).await {
+        let sent = Instant::now();
+        let answer = tokio::time::timeout(self.deadline, request).await;
+        metrics::note(|m| m.engine_asked(what, self.tenant.as_ref(), sent.elapsed()));
+        match answer {
             Ok(answer) => answer.map_err(|error| self.told(what, error)),
             Err(_) => Err(self.unavailable(what, format!("no answer within {} s", self.deadline.as_secs_f64()))),
         }

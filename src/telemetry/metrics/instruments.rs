@@ -38,6 +38,10 @@ pub(super) struct Instruments {
     pub(super) published: Counter<u64>,
     pub(super) dropped: Counter<u64>,
     pub(super) reconnects: Counter<u64>,
+    pub(super) service_starts: Counter<u64>,
+    pub(super) service_stops: Counter<u64>,
+    pub(super) active_services: UpDownCounter<i64>,
+    pub(super) engine_requests: Histogram<f64>,
 }
 
 impl Instruments {
@@ -85,6 +89,18 @@ impl Instruments {
             published: bytes("windlass.log.published", "Output that is confirmed stored."),
             dropped: bytes("windlass.log.dropped", "Output that was left out, for logs.cap or a full disk."),
             reconnects: count("windlass.nats.reconnects", "Connections to NATS that were made anew."),
+            service_starts: count("windlass.service.starts", "Containers of services that were started for tasks."),
+            service_stops: count("windlass.service.stops", "Containers of services that were started for tasks, and removed."),
+            active_services: meter
+                .i64_up_down_counter("windlass.active_services")
+                .with_description("Containers of services that run for tasks now.")
+                .build(),
+            engine_requests: distribution(
+                "windlass.docker.api.duration",
+                "s",
+                ANSWER,
+                "From a request to the container engine to its answer, or to the end of its time.",
+            ),
         }
     }
 }

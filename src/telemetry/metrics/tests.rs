@@ -43,7 +43,7 @@ fn has(text: &str, line: &str) {
 
 #[test]
 fn what_happened_is_told_under_its_name() {
-    let meters = Meters::new([&class()], &[], Still).unwrap();
+    let meters = Meters::new([&class()], &[], "default", Still).unwrap();
     let text = meters.render().unwrap();
     for line in [
         "windlass_redeliveries_total{class=\"cpu_short\"} 0",
@@ -94,7 +94,7 @@ fn what_happened_is_told_under_its_name() {
 
 #[test]
 fn tenants_are_told_apart_only_where_that_is_wanted() {
-    let meters = Meters::new([&class()], &[tenant("acme")], Still).unwrap();
+    let meters = Meters::new([&class()], &[tenant("acme")], "default", Still).unwrap();
     for name in ["acme", "stranger-1", "stranger-2"] {
         meters.finished(&class(), &tenant(name), Reason::Ok);
     }
