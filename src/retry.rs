@@ -6,6 +6,7 @@ use std::time::Duration;
 use backoff::ExponentialBackoff;
 use backoff::backoff::Backoff as _;
 
+use crate::config::RetryConfig;
 use crate::task::assignment::BackoffPolicy;
 
 /// Growing delays with jitter, for talking to servers. Never gives up by itself: the caller owns the deadline.
@@ -18,6 +19,13 @@ impl Delays {
     #[must_use]
     pub fn new(initial: Duration, max: Duration) -> Self {
         Self(policy(initial, 2.0, max, 0.5))
+    }
+
+    /// As configured, with the same jitter.
+    #[must_use]
+    pub fn of(config: &RetryConfig) -> Self {
+        let max = Duration::from_millis(config.max_ms);
+        Self(policy(Duration::from_millis(config.initial_ms).min(max), config.factor.max(1.0), max, 0.5))
     }
 
     /// The next delay.

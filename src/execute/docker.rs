@@ -7,9 +7,14 @@
 //! engine lets it be: so limits, lease, kill, usage and the end of a worker are one code for native tasks and containers. Where
 //! it does not, the engine's own limits hold and its API is asked. Only this module names `bollard`.
 
+pub mod credentials;
 pub mod engine;
+mod evict;
+pub mod images;
 mod network;
 pub mod services;
 pub mod stack;
 
+pub use credentials::Credentials;
 pub use engine::{Engine, EngineError};
+pub use images::{ImageError, Images, PullProgress, Ready};
