@@ -171,6 +171,7 @@ fn offered(task: &Task, policy: &Policy<'_>) -> Result<(), Rejection> {
         ("services", !contained && !assignment.services.is_empty()),
         ("execution.image", !contained && execution.image.is_some()),
         ("execution.pull", !contained && execution.pull.is_some()),
+        ("execution.registry_secret", !contained && execution.registry_secret.is_some()),
         ("execution.entrypoint", !contained && execution.entrypoint.is_some()),
         ("execution.mounts", !contained && !execution.mounts.is_empty()),
         ("execution.user", !contained && execution.user.is_some()),

@@ -22,6 +22,8 @@ pub struct Container {
     pub image: ImageRef,
     /// When it is pulled.
     pub pull: Decided<PullPolicy>,
+    /// Which of the task's secrets opens its registry, and those of its services.
+    pub registry_secret: Option<String>,
     /// Entry point; none for the image's.
     pub entrypoint: Option<Vec<String>>,
     /// Command; none for the image's.
@@ -97,6 +99,7 @@ pub(super) fn container(task: &Task, policy: &Policy<'_>) -> Result<Container, R
     Ok(Container {
         image,
         pull,
+        registry_secret: registry_secret(task)?,
         entrypoint: execution.entrypoint.clone(),
         command: execution.command.clone(),
         user: user("execution.user", execution.user.as_deref(), policy)?,
@@ -104,6 +107,14 @@ pub(super) fn container(task: &Task, policy: &Policy<'_>) -> Result<Container, R
         mounts: mounts("execution.mounts", &execution.mounts, task, policy)?,
         services,
     })
+}
+
+fn registry_secret(task: &Task) -> Result<Option<String>, Rejection> {
+    let Some(name) = &task.assignment.execution.registry_secret else { return Ok(None) };
+    if !task.assignment.secrets.iter().any(|secret| secret.name == *name) {
+        return Err(invalid(format!("execution.registry_secret: {name:?} is none of the task's secrets; add it to \"secrets\"")));
+    }
+    Ok(Some(name.clone()))
 }
 
 /// What a container needs beyond what every task does.

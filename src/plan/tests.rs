@@ -91,3 +91,21 @@ fn a_script_that_no_argument_can_hold_is_a_file() {
     assert_eq!(script("#".repeat(INLINE_SCRIPT + 1)).argv("F"), ["bash", "F", "a"]);
     assert_eq!(script("a\0".to_owned()).argv("F"), ["bash", "F", "a"]);
 }
+
+#[test]
+fn the_secret_of_a_registry_is_one_of_the_tasks() {
+    let config = config::load_text("[docker]\nimages = [\"*\"]\n[classes.cpu_short]\nruntimes = [\"docker\"]\n").unwrap();
+    let of = |secrets: &str| {
+        let text = format!(
+            r#"{{"task_id":"t","secrets":{secrets},"execution":{{"runtime":"docker","image":"x","registry_secret":"REGISTRY"}}}}"#
+        );
+        let task = Task::of(serde_json::from_str(&text).unwrap());
+        container::container(&task, &Policy::of(&config, &task, true).expect("served"))
+    };
+    assert_eq!(of(r#"[{"name":"REGISTRY","ref":"env:ACME"}]"#).unwrap().registry_secret.as_deref(), Some("REGISTRY"));
+    let rejection = of(r#"[{"name":"OTHER","ref":"env:ACME"}]"#).unwrap_err();
+    assert_eq!(rejection.reason, Reason::InvalidAssignment);
+    assert!(rejection.error.starts_with("execution.registry_secret: \"REGISTRY\" is none of the task's secrets"), "{}", rejection.error);
+    let native = planned(r#"{"runtime":"native","command":["true"],"registry_secret":"A"}"#).unwrap_err();
+    assert!(native.error.starts_with("execution.registry_secret"), "{}", native.error);
+}

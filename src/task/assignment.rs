@@ -96,6 +96,10 @@ pub struct Execution {
     /// When the image is pulled, for `docker`; as the class has it unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pull: Option<PullPolicy>,
+    /// Name of one of the task's `secrets` with which the image's registry is opened, for `docker`: `user:password`, or JSON with
+    /// `username` and `password`, or with `identitytoken`. Without it the worker's own credentials count.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registry_secret: Option<String>,
     /// Container entry point, for `docker`; the image's unless given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub entrypoint: Option<Vec<String>>,

@@ -29,9 +29,9 @@ pub enum TelemetryError {
     Fixed,
 }
 
-/// What no level can switch on: at level trace the library writes every message to the log as it comes from the server, and
-/// the credentials it connects with.
-const NEVER: &str = "async_nats::connection";
+/// What no level can switch on. At level trace the one library writes every message to the log as it comes from the server, and
+/// the credentials it connects with; the other one writes containers with the secrets in their environment.
+const NEVER: [&str; 2] = ["async_nats::connection", "bollard"];
 
 /// What every level has: the fields of a task on each line about it, and the answer to a hangup.
 const ALWAYS: &str = "windlass::telemetry=info";
@@ -44,7 +44,7 @@ fn filter(level: &str) -> Result<EnvFilter, TelemetryError> {
 }
 
 fn allowed(metadata: &Metadata<'_>) -> bool {
-    !metadata.target().starts_with(NEVER)
+    !NEVER.iter().any(|never| metadata.target().starts_with(never))
 }
 
 /// Sets up the log of this process.
