@@ -27,12 +27,12 @@ test: ## all tests: test-host, short fuzzing, test-vm
 	@$(MAKE) --no-print-directory fuzz-short
 	@$(MAKE) --no-print-directory test-vm
 
-test-host: nats promtool python node disks packaging ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
+test-host: nats promtool python node disks packaging docker ## tests on this machine, against a real nats-server (NATS_VERSION=2.12.3 for another one)
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_TEST_PYTHON="$(CURDIR)/$(VENV)/bin/python" \
 		RUST_TEST_THREADS=$${RUST_TEST_THREADS:-6} $(CARGO) test --locked $(CRASH_POINTS) --lib --bins --test integration
 
 # One test per step at which a worker can die; most of the time is spent waiting for leases.
-test-faults: nats ## what happens when a worker dies at each step; writes the table into docs/guarantees.md and prints it
+test-faults: nats docker ## what happens when a worker dies at each step; writes the table into docs/guarantees.md and prints it
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" RUST_TEST_THREADS=$${RUST_TEST_THREADS:-12} WINDLASS_WRITE_DOCS=1 \
 		$(CARGO) test --locked $(CRASH_POINTS) --test integration crash_points::
 	@sed -n '/<!-- crash points/,/<!-- end of crash points/{/^|/p}' docs/guarantees.md
@@ -149,6 +149,11 @@ $(VENV)/node-ready: $(VENV)/ready tests/node/package-lock.json examples/node/pac
 		NODE_EXTRA_CA_CERTS="$${NODE_EXTRA_CA_CERTS:-/etc/ssl/certs/ca-certificates.crt}" \
 		npm ci --prefix $$dir --loglevel=error --no-audit --no-fund --ignore-scripts >/dev/null || failed=1; done; \
 		if [ -z "$$failed" ]; then touch $@; else echo "make: npm did not get its packages: their tests are skipped" >&2; [ "$$CI" != true ]; fi
+
+# An engine for containers (the tests start one of their own), a registry, and services; without them those tests are skipped.
+.PHONY: docker
+docker:
+	@tests/docker/packages.sh
 
 # What checks the unit and docker-compose.yml; without it those tests are skipped.
 packaging:

@@ -4,6 +4,7 @@
 //! Server ── one nats-server for the run, or a private one to kill
 //! Fleet  ── one test: its own prefix and streams, workers as processes, an orchestrator that publishes and watches
 //! Checker ─ reads the streams and proves what the contract promises, for every task that the fleet was given
+//! Engine ── one dockerd for the run, or a private one to kill
 //! Acks ──── overhears every acknowledgement: none may pass before its task's end is stored
 //! ```
 //! Rules: a wait is for a condition, has a deadline and is woken by what it waits for; no port is fixed; whatever a test
@@ -21,6 +22,8 @@ pub mod crew;
 pub mod dice;
 #[path = "harness/disk.rs"]
 pub mod disk;
+#[path = "harness/docker.rs"]
+pub mod docker;
 #[path = "harness/feed.rs"]
 pub mod feed;
 #[path = "harness/fleet.rs"]
@@ -50,6 +53,7 @@ pub mod watchdog;
 #[path = "harness/worker.rs"]
 pub mod worker;
 
+pub use docker::Engine;
 pub use fleet::Fleet;
 pub use job::Job;
 pub use orchestrator::{Orchestrator, Task};

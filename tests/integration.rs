@@ -35,6 +35,8 @@ mod crash_points;
 mod credentials;
 #[path = "integration/disk.rs"]
 mod disk;
+#[path = "integration/docker_engine.rs"]
+mod docker_engine;
 #[path = "integration/docs.rs"]
 mod docs;
 #[path = "integration/doctor.rs"]

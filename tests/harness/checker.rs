@@ -117,6 +117,7 @@ fn check_chain(links: &[Link], prefix: &str) -> Result<(), String> {
         Reason::AttemptsExhausted,
         Reason::DeadlinePassed,
         Reason::InvalidAssignment,
+        Reason::ImageRefused,
         Reason::PolicyRefused,
         Reason::Unschedulable,
         Reason::WorkerLost,

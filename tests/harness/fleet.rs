@@ -13,13 +13,15 @@ use super::disk::Under;
 use super::leftovers::entries;
 use super::watchdog::watchdog;
 use super::worker::{Worker, windlass};
-use super::{Orchestrator, PATIENCE, Server, checker, leftovers, slowness};
+use super::{Engine, Orchestrator, PATIENCE, Server, checker, leftovers, slowness};
 
 /// Everything of one test. Derefs to its [`Orchestrator`].
 pub struct Fleet {
     bus: Orchestrator,
     /// The server.
     pub server: Arc<Server>,
+    /// The engine that runs its containers, if any.
+    pub engine: Option<Arc<Engine>>,
     /// The test's directory, which its tasks may write: gates, markers, counts.
     pub dir: PathBuf,
     /// The directory around it, with what tasks must not reach: states and logs of the workers.
@@ -64,8 +66,22 @@ impl Fleet {
         Some(fleet)
     }
 
+    /// A fleet without workers whose tasks may be containers of the run's engine; `None` when there is no server or no engine.
+    pub async fn docker(settings: &[(&str, &str)]) -> Option<Self> {
+        Some(Self::with_engine(Server::shared()?, Engine::shared()?, settings).await)
+    }
+
+    /// Likewise, on a server and an engine of the test's own.
+    pub async fn with_engine(server: Arc<Server>, engine: Arc<Engine>, settings: &[(&str, &str)]) -> Self {
+        Self::made(server, Some(engine), settings).await
+    }
+
     /// A fleet on a server of the test's own.
     pub async fn on(server: Arc<Server>, settings: &[(&str, &str)]) -> Self {
+        Self::made(server, None, settings).await
+    }
+
+    async fn made(server: Arc<Server>, engine: Option<Arc<Engine>>, settings: &[(&str, &str)]) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("w{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let root = watchdog().dir().join(&prefix);
@@ -87,7 +103,13 @@ impl Fleet {
             ("CGROUP__PARENT", &leftovers::cgroup_place(&format!("windlass-test-{prefix}"))),
             ("SANDBOX__WRITE_PATHS", &format!("[{:?}]", dir)),
             ("SANDBOX__READ_PATHS", &read_paths(&programs)),
+            // The machine's engine is not the tests'.
+            ("DOCKER__HOST", ""),
         ]);
+        if let Some(engine) = &engine {
+            all.extend(engine.settings());
+            all.extend(owned(&[("TENANTS__ACME__MOUNTS", &format!("[{:?}]", dir))]));
+        }
         // Kernels before 6.12 have not all of it for a worker that is not root.
         if std::env::var_os("WINDLASS_TEST_SANDBOX_OPTIONAL").is_some() {
             all.extend(owned(&[("SANDBOX__REQUIRED", "false")]));
@@ -97,7 +119,7 @@ impl Fleet {
         init(&url, &prefix, &all).await;
         let creds = all.iter().find(|(key, _)| key == "BUS__CREDS").map(|(_, path)| path.as_str());
         let bus = Orchestrator::connect_with(&url, &prefix, creds).await;
-        Self { bus, server, dir, root, settings: all, workers: Mutex::default(), places: Mutex::default(), finished: false }
+        Self { bus, server, engine, dir, root, settings: all, workers: Mutex::default(), places: Mutex::default(), finished: false }
     }
 
     /// Starts one more worker.
@@ -183,9 +205,16 @@ impl Fleet {
         let dirs = std::iter::once(self.root.clone()).chain(places);
         let mut found: Vec<_> = dirs.flat_map(|dir| leftovers::processes(&format!("{}/", dir.display()))).collect();
         found.extend(leftovers::named(&format!("\"{}\"", self.cgroup_parent())));
+        // What runs in containers names none of these directories.
+        found.extend(leftovers::in_cgroups(&self.cgroup_parent()));
         found.sort();
         found.dedup();
         found
+    }
+
+    /// Containers and networks of this fleet's workers that its engine has.
+    pub fn containers_left(&self) -> Vec<String> {
+        self.engine.as_ref().map(|engine| engine.left_of(Some(&self.root))).unwrap_or_default()
     }
 
     /// Mounts, and files in places for temporary ones, that carry a name of this fleet or of one of its instances.
@@ -247,6 +276,8 @@ impl Fleet {
         }
         let left = leftovers::gone(Duration::from_secs(5), || self.processes()).await;
         assert!(left.is_empty(), "processes left: {left:?}");
+        let left = leftovers::gone(Duration::from_secs(5), || self.containers_left()).await;
+        assert!(left.is_empty(), "containers left: {left:?}");
         let parent = self.cgroup_parent();
         let left = leftovers::gone(Duration::from_secs(5), || leftovers::cgroups(&parent)).await;
         assert!(left.is_empty(), "cgroups left: {left:?}");

@@ -40,6 +40,17 @@ impl Job {
         Self::new(json!({"runtime": "bash", "script": script.into()}))
     }
 
+    /// A container of the tests' image that runs a program with its arguments.
+    pub fn container<S: AsRef<str>>(argv: impl IntoIterator<Item = S>) -> Self {
+        let command: Vec<_> = argv.into_iter().map(|a| a.as_ref().to_owned()).collect();
+        Self::new(json!({"runtime": "docker", "image": super::docker::IMAGE, "pull": "never", "command": command}))
+    }
+
+    /// A container of the tests' image that runs a script.
+    pub fn container_script(script: impl AsRef<str>) -> Self {
+        Self::container(["bash", "-c", script.as_ref()])
+    }
+
     /// One of `tests/programs` with its arguments.
     pub fn program<S: AsRef<str>>(name: &str, args: impl IntoIterator<Item = S>) -> Self {
         let path = super::programs().join(name).display().to_string();
@@ -59,6 +70,12 @@ impl Job {
         }
         *here = value.into();
         self
+    }
+
+    /// Gives a container that directory of the machine, to write, at the same path.
+    #[must_use]
+    pub fn sees(self, dir: &std::path::Path) -> Self {
+        self.set("/execution/mounts", json!([{"source": dir, "target": dir, "read_only": false}]))
     }
 
     /// `task_id`

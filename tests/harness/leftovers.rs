@@ -81,6 +81,17 @@ pub fn cgroups(name: &str) -> Vec<PathBuf> {
     found
 }
 
+/// Processes in cgroups below the parent directory `name`, of every hierarchy: those of containers name nothing of ours.
+pub fn in_cgroups(name: &str) -> Vec<(u32, String)> {
+    let dirs = cgroup_parents(name).into_iter().chain(cgroups(name));
+    let members = dirs.map(|dir| std::fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default());
+    let pids = members.flat_map(|text| text.lines().filter_map(|line| line.parse::<u32>().ok()).collect::<Vec<_>>());
+    let mut found: Vec<_> = pids.map(|pid| (pid, std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default())).collect();
+    found.sort();
+    found.dedup();
+    found.into_iter().map(|(pid, command)| (pid, String::from_utf8_lossy(&command).replace('\0', " "))).collect()
+}
+
 /// What is in a directory; nothing, if there is none.
 pub fn entries(dir: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()

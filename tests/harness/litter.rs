@@ -32,6 +32,7 @@ impl Fleet {
             }
         }
         found.extend(self.strays());
+        found.extend(self.containers_left());
         found
     }
 }

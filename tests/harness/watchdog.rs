@@ -20,6 +20,7 @@ while read -r op pid; do
   case $op in
     +) pids="$pids$pid " ;;
     -) pids="${pids%% $pid *} ${pids#* $pid }" ;;
+    e) engines=1 ;;
   esac
 done
 for pid in $pids; do
@@ -29,11 +30,25 @@ done
 for pid in $pids; do
   while grep -qs "$MARKED" "/proc/$pid/environ"; do sleep 0.02; done
 done
+# Of engines: containerd and its shims, which inherit the mark, and then what they leave in containers.
+if [ -n "$engines" ]; then
+  for environ in /proc/[0-9]*/environ; do
+    pid=${environ#/proc/} pid=${pid%/environ}
+    [ "$pid" = $$ ] || ! grep -qs "$MARKED" "$environ" || kill -9 "$pid"
+  done
+  for cgroup in /sys/fs/cgroup/$WINDLASS_TEST_CGROUP/windlass-test-w$RUN-engine* /sys/fs/cgroup/*/windlass-test-w$RUN-engine*; do
+    [ ! -d "$cgroup" ] || find "$cgroup" -name cgroup.procs | while read -r procs; do
+      while read -r pid; do kill -9 "$pid"; done <"$procs"
+    done
+  done
+fi
 # The supervisors of killed workers empty their cgroups; the parents are the tests'. Only what is empty can be removed.
 for _ in 1 2 3 4 5 6 7 8 9 10; do
   left=
   for cgroup in /sys/fs/cgroup/$WINDLASS_TEST_CGROUP/windlass-test-w$RUN-* /sys/fs/cgroup/*/windlass-test-w$RUN-*; do
     [ ! -d "$cgroup" ] || rmdir "$cgroup" || left=1
+    # Those of containers are nobody's any more.
+    case $cgroup in *-engine*) find "$cgroup" -depth -type d -exec rmdir {} + ;; esac
   done
   [ -n "$left" ] || break
   sleep 0.2
@@ -96,6 +111,11 @@ impl Watchdog {
     /// `pid` has ended and was waited for.
     pub fn release(&self, pid: u32) {
         self.say(&format!("- {pid}\n"));
+    }
+
+    /// Engines of containers are started: what they start in their turn is to die with the run, too.
+    pub fn expect_engines(&self) {
+        self.say("e -\n");
     }
 
     fn say(&self, line: &str) {
