@@ -15,6 +15,7 @@ use crate::task::{ByteSize, ClassName, ImagePattern, MountRoot, Profile, PullPol
 use crate::wire::Encoding;
 
 mod docker;
+mod gpu;
 mod listen;
 mod load;
 mod origins;
@@ -24,7 +25,9 @@ pub mod services;
 mod tests;
 mod validate;
 
-pub use docker::{Docker, Gpu, RetryConfig};
+pub use docker::{Docker, RetryConfig};
+pub(crate) use gpu::is_id as is_gpu_id;
+pub use gpu::{Gpu, GpuDevices, ListedGpu};
 pub use listen::Listen;
 pub use load::{ConfigError, DEFAULTS, environment, load, load_text};
 pub use origins::{Origin, Origins};

@@ -4,4 +4,5 @@
 //! whether the platform or the task is to blame.
 
 pub mod docker;
+pub mod gpu;
 pub mod native;

@@ -206,6 +206,8 @@ pub struct Facts<'a> {
     pub private_tmp: bool,
     /// W3C trace context of the publisher.
     pub traceparent: Option<&'a str>,
+    /// Ids of its GPUs; absent where there are none to be told of.
+    pub gpus: Option<&'a [String]>,
     /// Secrets of the task.
     pub secrets: &'a [secrets::Value],
     /// Variables with the paths of those that are files.

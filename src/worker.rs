@@ -38,6 +38,7 @@ use crate::bus::control::Cancels;
 use crate::bus::provision::{self, UnfitStreams};
 use crate::bus::{Bus, BusError, ConnectError, Patience};
 use crate::config::{Config, OnLeaseLoss};
+use crate::execute::gpu::{self, GpuError, Gpus};
 use crate::execute::native::sandbox::Wish;
 use crate::execute::native::{Capabilities, StartError, Supervisor};
 use crate::report;
@@ -129,6 +130,12 @@ pub enum WorkerError {
     /// A class that this worker could never run a task of.
     #[error("classes.{0}: its defaults of cpus and memory are more than [capacity] allows; raise one or lower the other")]
     NeverFits(String),
+    /// Devices that the configuration names.
+    #[error(transparent)]
+    Gpu(#[from] GpuError),
+    /// Every class takes what this machine has not.
+    #[error("no class can be served here: {0}; give this worker a class that fits, or the devices")]
+    NothingToServe(String),
     /// Metrics.
     #[error(transparent)]
     Metrics(#[from] MetricsError),
@@ -144,9 +151,11 @@ pub enum WorkerError {
 pub async fn run(config: Config, shutdown: Shutdown, endpoint: Endpoint) -> Result<(), WorkerError> {
     let stop = shutdown.stop.clone();
     let instance = Instance::create(&config.worker)?;
-    let capacity = Capacity::new(&config, Machine::here());
+    let gpus = Arc::new(Gpus::find(&config)?);
+    let config = served(config, &gpus)?;
+    let capacity = Capacity::with_gpus(&config, Machine::here(), gpus);
     for (name, class) in &config.classes {
-        if !capacity.could_hold(Need::new(class.cpus, class.memory.bytes())) {
+        if !capacity.could_hold(Need::of_class(class)) {
             return Err(WorkerError::NeverFits(name.to_string()));
         }
     }
@@ -157,7 +166,7 @@ pub async fn run(config: Config, shutdown: Shutdown, endpoint: Endpoint) -> Resu
             config.classes.keys(),
             &config.http.metrics_tenants,
             &config.worker.environment,
-            Standing(Arc::clone(&health), capacity.slots().into()),
+            Standing(Arc::clone(&health), Arc::clone(&capacity)),
         )?;
         background.spawn(endpoint.serve(Arc::clone(&health), meters.install()));
         tracing::info!(%address, "health and metrics over HTTP");
@@ -212,6 +221,20 @@ pub async fn run(config: Config, shutdown: Shutdown, endpoint: Endpoint) -> Resu
     desk.close().await;
     futures_util::future::join(shared.bus.close(), shared.sink.close()).await;
     end
+}
+
+/// Without the classes whose tasks take more GPUs than there are: other workers serve them.
+fn served(mut config: Config, gpus: &Gpus) -> Result<Config, WorkerError> {
+    let unserved = gpu::unserved(&config, gpus.total());
+    for (class, why) in &unserved {
+        tracing::info!(%class, "not served here: {why}");
+        config.classes.remove(class);
+    }
+    if config.classes.is_empty() {
+        let why: Vec<String> = unserved.iter().map(|(class, why)| format!("{class}: {why}")).collect();
+        return Err(WorkerError::NothingToServe(why.join("; ")));
+    }
+    Ok(config)
 }
 
 async fn start_supervisor(config: &Config, instance: &str) -> Result<Supervisor, WorkerError> {

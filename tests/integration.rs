@@ -53,6 +53,8 @@ mod examples;
 mod flow;
 #[path = "integration/golden.rs"]
 mod golden;
+#[path = "integration/gpu.rs"]
+mod gpu;
 #[path = "integration/health.rs"]
 mod health;
 #[path = "integration/invariants.rs"]

@@ -1,6 +1,4 @@
-//! `[docker]` and `[gpu]`: the engine that runs containers, and the devices that are given to tasks.
-
-use std::path::PathBuf;
+//! `[docker]`: the engine that runs containers.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -41,14 +39,4 @@ pub struct RetryConfig {
     pub factor: f64,
     /// Longest delay, milliseconds.
     pub max_ms: u64,
-}
-
-/// `[gpu]`
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct Gpu {
-    /// Devices to give to tasks: `auto` for those that NVML tells of, or ids, each with its device node: `GPU-1f2e=/dev/nvidia0`.
-    pub devices: Vec<String>,
-    /// Directory of the locks by which the workers of this machine share its devices.
-    pub lock_dir: PathBuf,
 }

@@ -41,6 +41,7 @@ fn checked(config: &Config) -> Checks {
     checks.streams(config);
     checks.rest(config);
     checks.sandbox(config);
+    checks.gpu(config);
     if config.classes.is_empty() {
         checks.add("classes", "is empty: a worker serves at least one class; add a table such as [classes.cpu_short]");
     }
@@ -221,6 +222,15 @@ impl Checks {
                 self.require(good, &format!("tenants.{name}.{key}"), id.unwrap_or_default(), rule);
             }
         }
+    }
+
+    fn gpu(&mut self, config: &Config) {
+        let c = &config.gpu;
+        self.rule("gpu.devices", "`\"auto\"` alone, or ids, each with its device node (`\"GPU-1f2e=/dev/nvidia0\"`) or without one");
+        if let Err(error) = c.listed() {
+            self.add("gpu.devices", error);
+        }
+        self.require(c.lock_dir.is_absolute(), "gpu.lock_dir", format!("{:?}", c.lock_dir), "give an absolute path such as /run/lock/windlass-gpu");
     }
 
     fn class(&mut self, name: &ClassName, c: &Class) {

@@ -76,7 +76,7 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     findings.extend(classes_that_never_fit(config, &capacity));
     let wanted = "every class fits into what the worker gives out";
     if findings.iter().all(|finding| finding.area != Area::Capacity) {
-        let Machine { cpus, memory } = facts.machine;
+        let Machine { cpus, memory, .. } = facts.machine;
         let found = format!("{slots} slots on {cpus} CPUs and {} MiB", memory >> 20);
         findings.push(Check::new(Area::Capacity, "slots", wanted).ok(found));
     }
@@ -184,7 +184,7 @@ mod tests {
             tasks: [4_194_304, 100_000],
             processes: Some(1),
             open_files: Some(65_536),
-            machine: Machine { cpus: 2, memory: 8 << 30 },
+            machine: Machine { cpus: 2, memory: 8 << 30, gpus: 0 },
         }
     }
 

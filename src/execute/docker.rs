@@ -8,6 +8,7 @@
 //! it does not, the engine's own limits hold and its API is asked. Only this module names `bollard`.
 
 pub mod credentials;
+pub mod devices;
 pub mod engine;
 mod evict;
 pub mod images;

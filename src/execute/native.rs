@@ -191,6 +191,17 @@ impl Supervisor {
         }
     }
 
+    /// Has the supervisor hold these descriptors open as well, until the task of that cgroup is dead and buried. To be
+    /// called before the task is started.
+    ///
+    /// # Errors
+    /// Out of memory for the request.
+    pub fn keep(&self, cgroup: &str, descriptors: Vec<OwnedFd>) -> io::Result<Keeping> {
+        let keeping = Keeping { cgroup: cgroup.to_owned(), link: self.link.clone() };
+        self.link.send(&Request::Keep { cgroup: cgroup.to_owned() }, descriptors)?;
+        Ok(keeping)
+    }
+
     /// Its process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
@@ -212,6 +223,21 @@ impl Supervisor {
     pub async fn shutdown(&self) {
         self.link.close();
         self.link.lost().await;
+    }
+}
+
+/// Descriptors that the supervisor holds open for a task. Dropped, it closes them: at once, or when the task that came
+/// meanwhile is buried.
+#[derive(Debug)]
+pub struct Keeping {
+    cgroup: String,
+    link: Arc<Link>,
+}
+
+impl Drop for Keeping {
+    fn drop(&mut self) {
+        // It can fail only when the supervisor is gone, and its descriptors with it.
+        let _ = self.link.send(&Request::LetGo { cgroup: self.cgroup.clone() }, Vec::new());
     }
 }
 

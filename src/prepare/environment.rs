@@ -33,6 +33,17 @@ const FIXED: [(&str, Told); 9] = [
     ("WINDLASS_OUTPUTS", |workspace, _| text(&workspace.outputs)),
 ];
 
+/// Where there are GPUs, and in containers: those that it may use, or that it has none. An image or a runtime that knows
+/// nothing else gives all of them.
+const GPUS: [(&str, Told); 2] = [
+    ("CUDA_VISIBLE_DEVICES", |_, facts| devices(facts, "-1")),
+    ("NVIDIA_VISIBLE_DEVICES", |_, facts| devices(facts, "void")),
+];
+
+fn devices(facts: &Facts<'_>, none: &str) -> String {
+    facts.gpus.filter(|gpus| !gpus.is_empty()).map_or_else(|| none.to_owned(), |gpus| gpus.join(","))
+}
+
 /// Where its publisher's message has a trace context.
 const TRACEPARENT: (&str, Told) = ("TRACEPARENT", |_, facts| facts.traceparent.unwrap_or_default().to_owned());
 
@@ -66,18 +77,18 @@ impl Giver<'_> {
 /// Every variable of a task: the worker's defaults, then the task's own, then its secrets, then what nobody may change. The
 /// last one counts. A map, for the publisher decides how many there are.
 #[must_use]
-pub fn variables<'a>(task: &'a Task, secrets: &'a [Secret], private_tmp: bool, traced: bool) -> BTreeMap<String, Giver<'a>> {
+pub fn variables<'a>(task: &'a Task, secrets: &'a [Secret], private_tmp: bool, traced: bool, gpus: bool) -> BTreeMap<String, Giver<'a>> {
     let worker = |(name, told): (&str, Told)| (name.to_owned(), Giver::Worker(told));
     let defaults = DEFAULTS.into_iter().chain((!private_tmp).then_some(TMPDIR)).map(worker);
     let own = task.assignment.execution.env.iter().map(|(name, value)| (name.clone(), Giver::Assignment(value)));
     let secrets = secrets.iter().map(|secret| (secret.variable(), Giver::Secret(secret)));
-    let fixed = FIXED.into_iter().chain(traced.then_some(TRACEPARENT)).map(worker);
+    let fixed = FIXED.into_iter().chain(traced.then_some(TRACEPARENT)).chain(GPUS.into_iter().filter(|_| gpus)).map(worker);
     defaults.chain(own).chain(secrets).chain(fixed).collect()
 }
 
 /// The variables with their values.
 pub(super) fn environment(workspace: &Workspace, secrets: &[Secret], facts: &Facts<'_>) -> Vec<(String, String)> {
-    let variables = variables(facts.task, secrets, facts.private_tmp, facts.traceparent.is_some());
+    let variables = variables(facts.task, secrets, facts.private_tmp, facts.traceparent.is_some(), facts.gpus.is_some());
     let valued = variables.into_iter().filter_map(|(name, giver)| {
         let value = match giver {
             Giver::Worker(told) => told(workspace, facts),

@@ -20,8 +20,8 @@ use crate::wire::Encoding;
 
 /// Stands for "the frame is in the last descriptor": a byte that MessagePack never uses.
 const IN_MEMFD: u8 = 0xc1;
-/// Three of the task and one with the frame.
-const MAX_DESCRIPTORS: usize = 4;
+/// Three of the task and one with the frame; or so many that are kept.
+const MAX_DESCRIPTORS: usize = 64;
 
 /// A connected pair, closed on exec: (worker's end, supervisor's end).
 ///

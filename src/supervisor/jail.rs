@@ -174,7 +174,7 @@ impl Jail {
         let root = Path::new(&confinement.root);
         let other = |step: &str, error: String| SpawnError::Other { program: String::new(), step: step.to_owned(), error };
         let mut cell = self
-            .build(parts, Some(root), confinement.secrets.as_deref().map(Path::new), limits.memory_bytes)
+            .build(parts, Some(root), confinement.secrets.as_deref().map(Path::new), &confinement.devices, limits.memory_bytes)
             .map_err(|e| other("prepare sandbox", e.to_string()))?;
         cell.user = confinement.user.filter(|_| parts.contains(&Part::Users));
         Ok(cell)
@@ -200,7 +200,14 @@ impl Jail {
         }
     }
 
-    fn build(&self, parts: &[Part], root: Option<&Path>, secrets: Option<&Path>, memory_bytes: u64) -> io::Result<Cell> {
+    fn build(
+        &self,
+        parts: &[Part],
+        root: Option<&Path>,
+        secrets: Option<&Path>,
+        devices: &[String],
+        memory_bytes: u64,
+    ) -> io::Result<Cell> {
         let Some(wish) = &self.wish else { return Ok(self.bare()) };
         let has = |part| parts.contains(&part);
         let isolated = has(Part::Namespaces);
@@ -227,7 +234,7 @@ impl Jail {
             isolated,
             user_map: in_user_namespace.then(UserMap::own),
             tmp,
-            ruleset: if has(Part::Landlock) { self.rules.ruleset(root, secrets)? } else { None },
+            ruleset: if has(Part::Landlock) { self.rules.ruleset(root, secrets, devices)? } else { None },
             write_bits: self.rules.write_bits(),
             read_bits: self.rules.read_bits(),
             drop_bounding: self.is_root,

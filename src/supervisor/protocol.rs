@@ -19,6 +19,16 @@ pub const INLINE_LIMIT: usize = 64 * 1024;
 pub enum Request {
     /// Make the cgroup, set and read back its limits, start the program in it.
     Spawn(Box<SpawnRequest>),
+    /// Hold these descriptors open until the task of that cgroup, which is still to come, is dead and buried.
+    Keep {
+        /// Name of its cgroup directory.
+        cgroup: String,
+    },
+    /// The task of that cgroup never came, or is buried: its descriptors are of no more use.
+    LetGo {
+        /// Name of its cgroup directory.
+        cgroup: String,
+    },
     /// SIGTERM to every process of the task, SIGKILL to the whole tree after `grace_ms`.
     Stop {
         /// Which task.

@@ -67,6 +67,8 @@ pub(super) struct Server {
     clone_into: bool,
     has_cgroups: bool,
     origin: Origin,
+    /// Descriptors that are open for the sake of tasks, by the names of their cgroups: locks of what is theirs alone.
+    kept: HashMap<String, Vec<OwnedFd>>,
 }
 
 impl Server {
@@ -74,7 +76,7 @@ impl Server {
         let has_cgroups = !site.directories().is_empty();
         let origin = Origin::take();
         let (tasks, by_pid, replies, buffer) = (BTreeMap::new(), HashMap::new(), VecDeque::new(), channel::packet_buffer());
-        Self { socket, signals, site, jail, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin }
+        Self { socket, signals, site, jail, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin, kept: HashMap::new() }
     }
 
     /// Serves until the worker is gone; then kills and removes everything.
@@ -208,6 +210,8 @@ impl Server {
         for _ in 0..REQUESTS_PER_TURN {
             match channel::receive::<Request>(&self.socket, &mut self.buffer) {
                 Ok(Some((Request::Spawn(request), descriptors))) => self.spawn(*request, descriptors),
+                Ok(Some((Request::Keep { cgroup }, descriptors))) => self.kept.entry(cgroup).or_default().extend(descriptors),
+                Ok(Some((Request::LetGo { cgroup }, _))) => self.let_go(&cgroup),
                 Ok(Some((Request::Stop { id, grace_ms }, _))) => {
                     self.advance(id, Event::Stop { grace: Duration::from_millis(grace_ms) }, Instant::now());
                 }
@@ -349,8 +353,17 @@ impl Server {
         }
     }
 
+    /// Closes what was kept for a task, unless it lives: then its burial does.
+    fn let_go(&mut self, cgroup: &str) {
+        if !self.tasks.values().any(|task| task.cgroup == cgroup) {
+            self.kept.remove(cgroup);
+        }
+    }
+
     fn buried(&mut self, id: u64, report: ExitReport) {
         let Some(task) = self.tasks.remove(&id) else { return };
+        // Before the worker hears of it: what is free then must be free indeed.
+        self.let_go(&task.cgroup);
         crash::point(Point::Buried);
         match task.failed {
             Some(error) => self.reply(&Reply::Refused { id, error }),

@@ -234,7 +234,8 @@ async fn start(
     record_attempt(number.number);
     let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts.value);
     let traceparent = lease.delivery().header("traceparent");
-    let claimed = Claimed { shared, lease, task, plan, story: &story, attempt: number, traceparent, lost: AtomicBool::new(false) };
+    let (gpus, lost) = (permit.gpus(), AtomicBool::new(false));
+    let claimed = Claimed { shared, lease, task, plan, story: &story, attempt: number, traceparent, gpus, lost };
     claimed.claim_and_drive(writer(shared, task, head), cancel).await
 }
 

@@ -106,7 +106,7 @@ impl Dispatcher {
             }
             let lane = Lane {
                 schedule: Schedule::new(asks.len()),
-                default_need: Need::new(settings.cpus, settings.memory.bytes()),
+                default_need: Need::of_class(settings),
                 promised: asks.iter().map(|_| Vec::new()).collect(),
                 asks,
             };

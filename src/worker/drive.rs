@@ -19,6 +19,7 @@ use crate::bus::chain::{Appended, ChainWriter, SpooledEvent};
 use crate::bus::control::CancelWatch;
 use crate::claim::Attempt;
 use crate::config::OnLeaseLoss;
+use crate::execute::gpu::{self, Held};
 use crate::crash::{self, Point};
 use crate::intake::{Lease, Loss, Renewer, Task};
 use crate::mask::Masker;
@@ -26,7 +27,7 @@ use crate::plan::Plan;
 use crate::prepare::Workspace;
 use crate::settle::{Disposition, dispose};
 use crate::task::Reason;
-use crate::task::event::{Event, EventKind, Manifest, RetryInfo, Status};
+use crate::task::event::{Event, EventKind, Manifest, RetryInfo, RunInfo, Status};
 use crate::task::stage::Stage;
 use crate::telemetry::causes;
 use crate::telemetry::metrics::{self, Lost};
@@ -44,6 +45,8 @@ pub(super) struct Claimed<'a> {
     pub(super) story: &'a Story,
     pub(super) attempt: Attempt,
     pub(super) traceparent: Option<&'a str>,
+    /// Its devices.
+    pub(super) gpus: &'a [Held],
     /// It was counted as lost.
     pub(super) lost: AtomicBool,
 }
@@ -57,7 +60,9 @@ impl Claimed<'_> {
         let delivery = self.lease.delivery();
         crash::point(Point::ClaimReady);
         let validating = Stage::Validating.entered();
-        let run = story::run_info(self.task, delivery, self.plan, &self.shared.supervisor.capabilities().sandbox, self.shared.clock.now());
+        let sandbox = &self.shared.supervisor.capabilities().sandbox;
+        let run = story::run_info(self.task, delivery, self.plan, sandbox, self.shared.clock.now());
+        let run = RunInfo { gpus: gpu::ids(self.gpus), ..run };
         let append = writer.append(|link| Event {
             run: Some(run.clone()),
             assignment: story::carried(delivery),
@@ -91,6 +96,7 @@ impl Claimed<'_> {
             story: self.story,
             fence,
             traceparent: self.traceparent,
+            gpus: self.gpus,
             run,
             claimed: Instant::now(),
             stages: vec![validating],

@@ -11,8 +11,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::sync::{Notify, watch};
 
+use super::capacity::Capacity;
 use super::{Shared, Stop};
 use crate::bus::provision;
+use crate::execute::gpu::Reading;
 use crate::telemetry::causes;
 use crate::telemetry::metrics::Gauges;
 
@@ -101,11 +103,19 @@ fn holds(good: bool, why: impl FnOnce() -> String) -> Holds {
 }
 
 /// The gauges' view of it.
-pub(super) struct Standing(pub(super) Arc<Health>, pub(super) u64);
+pub(super) struct Standing(pub(super) Arc<Health>, pub(super) Arc<Capacity>);
 
 impl Gauges for Standing {
     fn slots(&self) -> u64 {
-        self.1
+        self.1.slots().into()
+    }
+
+    fn gpus(&self) -> (u64, u64) {
+        (self.1.gpus().total().into(), self.1.gpus_in_use().into())
+    }
+
+    fn gpu_readings(&self) -> Vec<Reading> {
+        self.1.gpus().readings()
     }
 
     fn spool_bytes(&self) -> u64 {

@@ -1,7 +1,7 @@
 //! One attempt from its claim to its end: prepare, execute, report. What follows from the end is not decided here.
 
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +14,9 @@ use super::signals::{Interrupt, Signals, interrupted, lost};
 use super::story::Story;
 use crate::bus::chain::{Appended, ChainWriter};
 use crate::crash::{self, Point};
+use crate::execute::gpu::{self, Held};
 use crate::execute::native::sandbox::{Confinement, User};
-use crate::execute::native::{self, Process, Program, SpawnFailure};
+use crate::execute::native::{self, Keeping, Process, Program, SpawnFailure};
 use crate::intake::Task;
 use crate::mask::Masker;
 use crate::plan::Plan;
@@ -59,6 +60,8 @@ pub struct Run<'a> {
     pub fence: u64,
     /// Publisher's trace context.
     pub traceparent: Option<&'a str>,
+    /// Its devices.
+    pub gpus: &'a [Held],
     /// As `task_started` has it.
     pub run: RunInfo,
     /// When it was claimed.
@@ -175,12 +178,20 @@ impl Run<'_> {
             path: &self.shared.config.worker.path,
             private_tmp: self.private_tmp(),
             traceparent: self.traceparent,
+            gpus: self.visible_gpus(),
             secrets: values,
             secret_files: &files.variables,
         };
         let launch = match prepare::launch(self.plan, workspace, &facts) {
             Ok(launch) => launch,
             Err(error) => return self.unprepared(&error),
+        };
+        let _keeping = match self.hold_gpus() {
+            Ok(keeping) => keeping,
+            Err(error) => {
+                let hint = "look at the devices of that host, and at gpu.lock_dir of that worker".to_owned();
+                return self.failed(Reason::GpuUnavailable, error, Some(hint), "prepare");
+            }
         };
         crash::point(Point::WorkspaceMade);
         let mut running = match self.start(launch, workspace, &files).await {
@@ -208,10 +219,33 @@ impl Run<'_> {
         self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox.value).is_some_and(|f| f.private_tmp)
     }
 
+    /// What its variables say of GPUs: nothing where there are none.
+    fn visible_gpus(&self) -> Option<&[String]> {
+        (self.shared.capacity.gpus().total() > 0).then_some(self.run.gpus.as_slice())
+    }
+
+    /// Its devices are there, their locks tell where its processes will be, and the supervisor holds them, too.
+    fn hold_gpus(&self) -> Result<Option<Keeping>, String> {
+        if self.gpus.is_empty() {
+            return Ok(None);
+        }
+        let cgroups = gpu::cgroups_of(&self.shared.supervisor.capabilities().directories, &self.name());
+        let hold = |held: &Held| {
+            held.check()?;
+            held.note(&cgroups).and_then(|()| held.share()).map_err(|error| format!("the lock of {}: {error}", held.device.id))
+        };
+        let locks = self.gpus.iter().map(hold).collect::<Result<_, String>>()?;
+        let keeping = self.shared.supervisor.keep(&self.name(), locks).map_err(|error| format!("cannot hand on the locks: {error}"))?;
+        Ok(Some(keeping))
+    }
+
     fn confinement(&self, workspace: &Workspace, files: &SecretFiles) -> Confinement {
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let secrets = files.dir.as_deref().map(text);
-        Confinement { profile: self.plan.sandbox.value, user: self.user(), root: text(workspace.root()), secrets }
+        let gpus = self.shared.capacity.gpus();
+        let nodes = |nodes: Vec<PathBuf>| nodes.iter().map(|node| text(node)).collect();
+        let (devices, hidden) = (nodes(gpus.nodes(self.gpus)), nodes(gpus.hidden(self.gpus)));
+        Confinement { profile: self.plan.sandbox.value, user: self.user(), root: text(workspace.root()), secrets, devices, hidden }
     }
 
     async fn start(&mut self, launch: Launch, workspace: &Workspace, files: &SecretFiles) -> Result<Running, Box<Ended>> {

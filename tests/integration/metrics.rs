@@ -148,6 +148,10 @@ fn documented(scrape: &Scrape) {
     if !types.contains_key("windlass_docker_api_duration_seconds") {
         rows.remove("windlass_docker_api_duration_seconds");
     }
+    // Without NVIDIA's library nobody tells of devices.
+    if !types.contains_key("windlass_gpu_utilization") {
+        rows.retain(|name, _| !matches!(name.as_str(), "windlass_gpu_utilization" | "windlass_gpu_memory_used_bytes"));
+    }
     // Another user's process does not show it.
     if !types.contains_key("windlass_supervisor_open_fds") {
         rows.remove("windlass_supervisor_open_fds");

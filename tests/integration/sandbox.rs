@@ -348,7 +348,7 @@ mod parts {
             argv: vec!["sh".into(), "-c".into(), script.into()],
             env: vec![("PATH".into(), "/usr/bin:/bin".into())],
             cwd: root.clone(),
-            sandbox: Confinement { profile, user: None, root, secrets: None },
+            sandbox: Confinement { profile, user: None, root, secrets: None, devices: vec![], hidden: vec![] },
             lease: None,
         };
         let mut process = supervisor.spawn(program, null(), write.into(), null()).await?;

@@ -106,13 +106,17 @@ pub struct Confinement {
     pub root: String,
     /// Directory with its secrets, absolute: the task may read there.
     pub secrets: Option<String>,
+    /// Device nodes that are the task's to use, absolute.
+    pub devices: Vec<String>,
+    /// Device nodes that it must not open, absolute: other tasks' devices.
+    pub hidden: Vec<String>,
 }
 
 impl Confinement {
     /// None at all.
     #[must_use]
     pub fn none() -> Self {
-        Self { profile: Profile::None, user: None, root: String::new(), secrets: None }
+        Self { profile: Profile::None, user: None, root: String::new(), secrets: None, devices: vec![], hidden: vec![] }
     }
 }
 

@@ -18,7 +18,7 @@ pub(super) fn run(jail: &Jail, profile: Profile, parts: &[Part]) -> Result<(), M
     let fallback = if profile == Profile::Strict && parts.contains(&Part::Namespaces) { Part::Namespaces } else { Part::Mounts };
     let missing = |part: Part, error: String| Missing { part, error };
     let at = |part: Part, what: &str, error: &std::io::Error| missing(part, format!("{what}: {error}"));
-    let mut cell = jail.build(parts, None, None, 64 << 20).map_err(|e| at(Part::Landlock, "ruleset", &e))?;
+    let mut cell = jail.build(parts, None, None, &[], 64 << 20).map_err(|e| at(Part::Landlock, "ruleset", &e))?;
     if let Some(wish) = jail.wish.as_ref().filter(|_| parts.contains(&Part::Users)) {
         cell.user = Some(User { uid: wish.uid_base, gid: wish.uid_base });
     }

@@ -86,14 +86,19 @@ impl Rules {
         }
     }
 
-    /// A ruleset with the common rules, the task's own directory and that of its secrets. `None`: this kernel has no Landlock.
-    pub(super) fn ruleset(&self, root: Option<&Path>, secrets: Option<&Path>) -> io::Result<Option<OwnedFd>> {
+    /// A ruleset with the common rules, the task's own directory, that of its secrets, and its devices. `None`: this kernel has no
+    /// Landlock.
+    pub(super) fn ruleset(&self, root: Option<&Path>, secrets: Option<&Path>, devices: &[String]) -> io::Result<Option<OwnedFd>> {
         if self.abi == ABI::Unsupported {
             return Ok(None);
         }
         let root = root.map(open).transpose()?;
         let secrets = secrets.map(open).transpose()?;
-        let own = [(root, AccessFs::from_all(self.abi)), (secrets, AccessFs::from_read(self.abi))];
+        let mut own = vec![(root, AccessFs::from_all(self.abi)), (secrets, AccessFs::from_read(self.abi))];
+        for device in devices {
+            let node = open(Path::new(device)).map_err(|error| io::Error::new(error.kind(), format!("{device}: {error}")))?;
+            own.push((Some(node), device_access(self.abi) & AccessFs::from_file(self.abi)));
+        }
         let built = self.build(&own).map_err(io::Error::other)?;
         Ok(built.into())
     }

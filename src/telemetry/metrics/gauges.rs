@@ -6,6 +6,7 @@ use opentelemetry::KeyValue;
 use opentelemetry::metrics::Meter;
 
 use super::process::Process;
+use crate::execute::gpu::Reading;
 
 /// Where the gauges of a worker read from, at each scrape.
 pub trait Gauges: Send + Sync + 'static {
@@ -17,6 +18,10 @@ pub trait Gauges: Send + Sync + 'static {
     fn states(&self) -> Vec<(&'static str, bool)>;
     /// The conditions of readiness, and whether they hold.
     fn conditions(&self) -> Vec<(&'static str, bool)>;
+    /// GPUs that tasks can get, and those that this worker's tasks have.
+    fn gpus(&self) -> (u64, u64);
+    /// What each GPU is doing.
+    fn gpu_readings(&self) -> Vec<Reading>;
     /// Process id of the supervisor.
     fn supervisor(&self) -> Option<u32>;
 }
@@ -30,6 +35,9 @@ pub(super) fn register(meter: &Meter, gauges: impl Gauges) {
     };
     number("windlass.slots", "", "Tasks that may run here at one time.", |gauges| gauges.slots());
     number("windlass.spool", "By", "Output of tasks that is on this worker's disk and not yet stored by the server.", |g| g.spool_bytes());
+    number("windlass.gpus", "", "GPUs that tasks of this worker can get.", |gauges| gauges.gpus().0);
+    number("windlass.gpus.in_use", "", "Of these, those that tasks of this worker have.", |gauges| gauges.gpus().1);
+    devices(meter, &gauges);
     let flags = |name: &'static str, label: &'static str, help: &'static str, read: fn(&dyn Gauges) -> Vec<(&'static str, bool)>| {
         let gauges = Arc::clone(&gauges);
         let gauge = meter.u64_observable_gauge(name).with_description(help);
@@ -44,6 +52,27 @@ pub(super) fn register(meter: &Meter, gauges: impl Gauges) {
     flags("windlass.worker.condition", "condition", "1 for each condition of readiness that holds.", |gauges| gauges.conditions());
     build_info(meter);
     processes(meter, &gauges);
+}
+
+/// Devices that NVML tells of. They are few, and stay what they are: the only ids in a label.
+fn devices(meter: &Meter, gauges: &Arc<dyn Gauges>) {
+    let device = |reading: &Reading| [KeyValue::new("device", reading.id.clone())];
+    let of_time = Arc::clone(gauges);
+    let gauge = meter.f64_observable_gauge("windlass.gpu.utilization").with_description("Share of the time in which a GPU computed, 0 to 1.");
+    let time = move |to: &dyn opentelemetry::metrics::AsyncInstrument<f64>| {
+        for reading in of_time.gpu_readings() {
+            say(reading.utilization, |share| to.observe(share, &device(&reading)));
+        }
+    };
+    gauge.with_callback(time).build();
+    let of_memory = Arc::clone(gauges);
+    let gauge = meter.u64_observable_gauge("windlass.gpu.memory_used").with_unit("By").with_description("Memory of a GPU that is in use.");
+    let memory = move |to: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
+        for reading in of_memory.gpu_readings() {
+            say(reading.memory_used, |bytes| to.observe(bytes, &device(&reading)));
+        }
+    };
+    gauge.with_callback(memory).build();
 }
 
 fn build_info(meter: &Meter) {

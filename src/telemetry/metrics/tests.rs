@@ -1,6 +1,7 @@
 //! Names, labels and numbers as Prometheus gets them.
 
 use super::*;
+use crate::execute::gpu::Reading;
 use crate::supervisor::protocol::ExitStatus;
 use crate::task::limits::Usage;
 
@@ -21,6 +22,15 @@ impl Gauges for Still {
 
     fn conditions(&self) -> Vec<(&'static str, bool)> {
         vec![("nats", false)]
+    }
+
+    fn gpus(&self) -> (u64, u64) {
+        (2, 1)
+    }
+
+    fn gpu_readings(&self) -> Vec<Reading> {
+        let silent = Reading { id: "GPU-2".to_owned(), utilization: None, memory_used: None };
+        vec![Reading { id: "GPU-1".to_owned(), utilization: Some(0.25), memory_used: Some(1 << 30) }, silent]
     }
 
     fn supervisor(&self) -> Option<u32> {
@@ -51,12 +61,17 @@ fn what_happened_is_told_under_its_name() {
         "windlass_log_published_bytes_total 0",
         "windlass_slots 4",
         "windlass_spool_bytes 1024",
+        "windlass_gpus 2",
+        "windlass_gpus_in_use 1",
+        "windlass_gpu_utilization{device=\"GPU-1\"} 0.25",
+        "windlass_gpu_memory_used_bytes{device=\"GPU-1\"} 1073741824",
         "windlass_worker_state{state=\"running\"} 1",
         "windlass_worker_condition{condition=\"nats\"} 0",
         concat!("windlass_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
     ] {
         has(&text, line);
     }
+    assert!(!text.contains("GPU-2"), "what a device does not tell is not told");
     assert!(!text.contains("windlass_supervisor_"), "nothing is told of a process that is not there");
     assert!(!text.contains("otel"), "{text}");
 
