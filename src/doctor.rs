@@ -16,6 +16,7 @@ use crate::config::{self, Config};
 
 mod account;
 mod disk;
+mod gpu;
 mod isolation;
 mod kernel;
 mod nats;
@@ -186,6 +187,7 @@ pub async fn examine(config: &Config, wishes: &Wishes, stop: &CancellationToken)
     };
     let (isolation, far) = futures_util::future::join(Box::pin(isolation::gather(config, stop)), far).await;
     let mut findings = kernel::judge(&kernel::Facts::gather(), config);
+    findings.extend(gpu::Facts::gather(config).iter().flat_map(|facts| gpu::judge(facts, config)));
     findings.extend(isolation::judge(&isolation, config));
     findings.extend(disk::judge(&disk::Facts::gather(config), config));
     let reach = match far {

@@ -70,7 +70,14 @@ pub async fn sandbox() {
     for n in 0..ROUNDS {
         for (profile, times) in profiles.into_iter().zip(&mut times) {
             let root = dir.path().display().to_string();
-            let sandbox = Confinement { profile, user: user.filter(|_| profile != Profile::None), root, secrets: None };
+            let sandbox = Confinement {
+                profile,
+                user: user.filter(|_| profile != Profile::None),
+                root,
+                secrets: None,
+                devices: vec![],
+                hidden: vec![],
+            };
             let mut program = Program { sandbox, ..program(format!("{profile}.{n}"), 1.0, &["/bin/true"]) };
             program.limits.enforced = supervisor.capabilities().enforced;
             let start = Instant::now();

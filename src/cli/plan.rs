@@ -120,7 +120,10 @@ fn start(task: &Task, plan: &Plan) -> (Vec<String>, String) {
 /// A machine that gives a sandbox gives a `/tmp` with it.
 fn environment(task: &Task, plan: &Plan) -> Vec<(String, &'static str)> {
     let private_tmp = plan.sandbox.value != Profile::None;
-    variables(task, &plan.secrets, private_tmp, false, plan.gpus.value > 0).into_iter().map(|(name, giver)| (name, giver.as_str())).collect()
+    variables(task, &plan.secrets, private_tmp, false, plan.gpus.value > 0)
+        .into_iter()
+        .map(|(name, giver)| (name, giver.as_str()))
+        .collect()
 }
 
 fn in_json(task: &Task, plan: &Plan) -> Value {

@@ -48,7 +48,10 @@ impl Gpu {
         match self.devices.as_slice() {
             [only] if only == AUTO => return Ok(GpuDevices::Auto),
             devices if devices.iter().any(|device| device == AUTO) => {
-                return Err(format!("= {:?}: \"auto\" stands alone, for all devices that NVML tells of; or list ids without it", self.devices));
+                return Err(format!(
+                    "= {:?}: \"auto\" stands alone, for all devices that NVML tells of; or list ids without it",
+                    self.devices
+                ));
             }
             _ => {}
         }

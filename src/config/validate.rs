@@ -230,7 +230,12 @@ impl Checks {
         if let Err(error) = c.listed() {
             self.add("gpu.devices", error);
         }
-        self.require(c.lock_dir.is_absolute(), "gpu.lock_dir", format!("{:?}", c.lock_dir), "give an absolute path such as /run/lock/windlass-gpu");
+        self.require(
+            c.lock_dir.is_absolute(),
+            "gpu.lock_dir",
+            format!("{:?}", c.lock_dir),
+            "give an absolute path such as /run/lock/windlass-gpu",
+        );
     }
 
     fn class(&mut self, name: &ClassName, c: &Class) {

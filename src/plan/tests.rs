@@ -96,9 +96,8 @@ fn a_script_that_no_argument_can_hold_is_a_file() {
 fn the_secret_of_a_registry_is_one_of_the_tasks() {
     let config = config::load_text("[docker]\nimages = [\"*\"]\n[classes.cpu_short]\nruntimes = [\"docker\"]\n").unwrap();
     let of = |secrets: &str| {
-        let text = format!(
-            r#"{{"task_id":"t","secrets":{secrets},"execution":{{"runtime":"docker","image":"x","registry_secret":"REGISTRY"}}}}"#
-        );
+        let text =
+            format!(r#"{{"task_id":"t","secrets":{secrets},"execution":{{"runtime":"docker","image":"x","registry_secret":"REGISTRY"}}}}"#);
         let task = Task::of(serde_json::from_str(&text).unwrap());
         container::container(&task, &Policy::of(&config, &task, true).expect("served"))
     };

@@ -35,10 +35,8 @@ const FIXED: [(&str, Told); 9] = [
 
 /// Where there are GPUs, and in containers: those that it may use, or that it has none. An image or a runtime that knows
 /// nothing else gives all of them.
-const GPUS: [(&str, Told); 2] = [
-    ("CUDA_VISIBLE_DEVICES", |_, facts| devices(facts, "-1")),
-    ("NVIDIA_VISIBLE_DEVICES", |_, facts| devices(facts, "void")),
-];
+const GPUS: [(&str, Told); 2] =
+    [("CUDA_VISIBLE_DEVICES", |_, facts| devices(facts, "-1")), ("NVIDIA_VISIBLE_DEVICES", |_, facts| devices(facts, "void"))];
 
 fn devices(facts: &Facts<'_>, none: &str) -> String {
     facts.gpus.filter(|gpus| !gpus.is_empty()).map_or_else(|| none.to_owned(), |gpus| gpus.join(","))

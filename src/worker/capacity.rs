@@ -266,19 +266,12 @@ impl Permit {
         true
     }
 
-    /// So many devices more; none when that many cannot be had.
+    /// So many devices more; none when that many cannot be had. What others were promised does not count: a permit that waits at
+    /// an empty queue would keep a task that asks for several devices from ever getting them.
     fn devices(&self, state: &State, missing: u32) -> Option<Vec<Held>> {
-        let capacity = &self.capacity;
-        let missing_devices = missing as usize;
-        let taken: Vec<Held> = capacity.unheld(state).filter_map(|device| capacity.gpus.take(device)).take(missing_devices).collect();
-        if taken.len() < missing_devices {
-            return None;
-        }
-        // Beyond its own promise it may take only what nobody else was promised.
-        let others = state.promised - self.promised;
-        let rest = capacity.unheld(state).filter(|device| !taken.iter().any(|held| held.index == *device));
-        let within = missing <= self.promised || others == 0 || rest.filter(|device| capacity.gpus.is_free(*device)).count() >= others as usize;
-        within.then_some(taken)
+        let (capacity, missing) = (&self.capacity, missing as usize);
+        let taken: Vec<Held> = capacity.unheld(state).filter_map(|device| capacity.gpus.take(device)).take(missing).collect();
+        (taken.len() == missing).then_some(taken)
     }
 
     /// The class that it is for.
@@ -388,17 +381,15 @@ mod tests {
     }
 
     #[test]
-    fn promises_are_kept_among_the_permits_of_one_worker() {
+    fn promises_bound_what_is_pulled_and_the_first_who_asks_gets_the_devices() {
         let dir = tempfile::tempdir().unwrap();
         let (capacity, class) = (with_gpus(dir.path()), ClassName::new("gpu").unwrap());
         let mut first = capacity.take(&class, gpus(1)).expect("free");
         let mut second = capacity.take(&class, gpus(1)).expect("free");
         assert!(capacity.take(&class, gpus(1)).is_none(), "both are promised");
-        assert!(!first.resize(gpus(2)), "the other one was promised to somebody else");
-        let mut third = capacity.take(&ClassName::new("cpu_short").unwrap(), gpus(0)).expect("needs none");
-        assert!(!third.resize(gpus(1)), "likewise for who was promised none");
-        assert!(second.resize(gpus(0)), "it asks for none after all");
-        assert!(first.resize(gpus(2)) && first.resize(gpus(2)), "and a second time changes nothing");
+        assert!(first.resize(gpus(2)) && first.resize(gpus(2)), "a permit that only waits does not keep a device from it");
+        assert!(!second.resize(gpus(1)), "it is given back unclaimed");
+        assert!(second.resize(gpus(0)), "unless it asks for none after all");
         assert_eq!(ids(&first), ["a", "b"]);
         assert!(!capacity.could_hold(gpus(3)));
         drop((first, second));

@@ -122,7 +122,10 @@ async fn a_device_is_one_tasks_at_a_time_among_all_workers() {
     let _workers = [rig.worker("one"), rig.worker("two")];
     let taken = fleet.open_dir("taken");
     // Whoever has a device makes its directory: it must not be there yet.
-    let script = format!("cd {}; mkdir $CUDA_VISIBLE_DEVICES || exit 9; sleep 0.1; rmdir $CUDA_VISIBLE_DEVICES; echo $NVIDIA_VISIBLE_DEVICES", taken.display());
+    let script = format!(
+        "cd {}; mkdir $CUDA_VISIBLE_DEVICES || exit 9; sleep 0.1; rmdir $CUDA_VISIBLE_DEVICES; echo $NVIDIA_VISIBLE_DEVICES",
+        taken.display()
+    );
     let mut tasks = Vec::new();
     for _ in 0..12 {
         tasks.push(fleet.submit(&Job::bash(&script)).await);
@@ -367,7 +370,8 @@ async fn real_devices_are_given_to_tasks() {
     let locks = fleet.root().join("gpu-locks").display().to_string();
     let worker = fleet.worker(&[("GPU__DEVICES", "[\"auto\"]"), ("GPU__LOCK_DIR", &locks)]);
     // Its own node and those that all devices have in common can be opened, and no other.
-    let script = "for node in /dev/nvidia[0-9]* /dev/nvidiactl; do (exec 3<>$node) 2>/dev/null && echo $node; done; echo $CUDA_VISIBLE_DEVICES";
+    let script =
+        "for node in /dev/nvidia[0-9]* /dev/nvidiactl; do (exec 3<>$node) 2>/dev/null && echo $node; done; echo $CUDA_VISIBLE_DEVICES";
     let task = fleet.submit(&Job::bash(script)).await;
     let (end, output) = said(&fleet, &task).await;
     let gpus = end.run.expect("how it ran").gpus;

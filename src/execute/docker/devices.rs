@@ -25,7 +25,11 @@ pub fn of<'a>(devices: impl IntoIterator<Item = &'a Device>) -> Devices {
             (Source::Configured, Some(node)) => {
                 let path = node.to_string_lossy().into_owned();
                 let permissions = Some("rw".to_owned());
-                mappings.push(DeviceMapping { path_on_host: Some(path.clone()), path_in_container: Some(path), cgroup_permissions: permissions });
+                mappings.push(DeviceMapping {
+                    path_on_host: Some(path.clone()),
+                    path_in_container: Some(path),
+                    cgroup_permissions: permissions,
+                });
             }
             (Source::Configured, None) | (Source::Nvml, _) => ids.push(device.id.clone()),
         }

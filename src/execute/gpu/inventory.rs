@@ -142,7 +142,9 @@ mod tests {
 
     #[test]
     fn what_is_no_device_is_said() {
-        for (device, said) in [("a=/nowhere/nvidia0", "/nowhere/nvidia0: No such file"), ("a=/etc/passwd", "/etc/passwd: not a character device")] {
+        for (device, said) in
+            [("a=/nowhere/nvidia0", "/nowhere/nvidia0: No such file"), ("a=/etc/passwd", "/etc/passwd: not a character device")]
+        {
             let error = find(&[device]).unwrap_err().to_string();
             assert!(error.starts_with("gpu.devices: ") && error.contains(said), "{error}");
         }

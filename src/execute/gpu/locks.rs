@@ -52,12 +52,22 @@ impl LockDir {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error),
         }
-        let dir = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
-        let owner = rustix::fs::fstat(&dir)?.st_uid;
-        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
-            return Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("it belongs to user {owner}, neither to root nor to this worker's user")));
+        Ok(Self { path: path.to_owned(), dir: open_dir(path)?, cgroups: cgroups.to_owned() })
+    }
+
+    /// Whether it could be opened; nothing is made.
+    ///
+    /// # Errors
+    /// As [`LockDir::open`].
+    pub fn look(path: &Path) -> io::Result<()> {
+        match open_dir(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let above = path.ancestors().find(|above| above.exists()).unwrap_or(Path::new("/"));
+                let may = rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK;
+                Ok(rustix::fs::accessat(rustix::fs::CWD, above, may, rustix::fs::AtFlags::EACCESS)?)
+            }
+            opened => opened.map(drop),
         }
-        Ok(Self { path: path.to_owned(), dir, cgroups: cgroups.to_owned() })
     }
 
     /// Whether nobody has that lock, nor a task of who had it last is alive.
@@ -77,7 +87,8 @@ impl LockDir {
     /// # Errors
     /// When there is something else in its place.
     pub fn take(&self, name: &str) -> io::Result<Option<Lock>> {
-        let mut file = self.file(name).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.path.join(name).display())))?;
+        let mut file =
+            self.file(name).map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.path.join(name).display())))?;
         let is_ours = (0..TRIES).any(|again| {
             if again > 0 {
                 std::thread::yield_now();
@@ -131,6 +142,17 @@ impl LockDir {
     fn is_cgroup(&self, path: &Path) -> bool {
         path.starts_with(&self.cgroups) && path.components().all(|part| !matches!(part, Component::ParentDir))
     }
+}
+
+/// The directory, if it is one that may hold locks.
+fn open_dir(path: &Path) -> io::Result<OwnedFd> {
+    let dir = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())?;
+    let owner = rustix::fs::fstat(&dir)?.st_uid;
+    if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+        let why = format!("it belongs to user {owner}, neither to root nor to this worker's user");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
+    }
+    Ok(dir)
 }
 
 /// Whether there is a process in `cgroup` or below it.

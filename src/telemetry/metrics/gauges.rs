@@ -58,7 +58,8 @@ pub(super) fn register(meter: &Meter, gauges: impl Gauges) {
 fn devices(meter: &Meter, gauges: &Arc<dyn Gauges>) {
     let device = |reading: &Reading| [KeyValue::new("device", reading.id.clone())];
     let of_time = Arc::clone(gauges);
-    let gauge = meter.f64_observable_gauge("windlass.gpu.utilization").with_description("Share of the time in which a GPU computed, 0 to 1.");
+    let gauge =
+        meter.f64_observable_gauge("windlass.gpu.utilization").with_description("Share of the time in which a GPU computed, 0 to 1.");
     let time = move |to: &dyn opentelemetry::metrics::AsyncInstrument<f64>| {
         for reading in of_time.gpu_readings() {
             say(reading.utilization, |share| to.observe(share, &device(&reading)));
