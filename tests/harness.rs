@@ -46,6 +46,8 @@ pub mod proxy;
 pub mod pty;
 #[path = "harness/records.rs"]
 pub mod records;
+#[path = "harness/registry.rs"]
+pub mod registry;
 #[path = "harness/server.rs"]
 pub mod server;
 #[path = "harness/watchdog.rs"]

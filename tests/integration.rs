@@ -57,6 +57,8 @@ mod golden;
 mod gpu;
 #[path = "integration/health.rs"]
 mod health;
+#[path = "integration/images.rs"]
+mod images;
 #[path = "integration/invariants.rs"]
 mod invariants;
 #[path = "integration/leftovers.rs"]

@@ -111,7 +111,8 @@ impl Engine {
         // Tests hold containers in cgroups of theirs, which systemd's driver does not allow.
         command.args(["--exec-opt", "native.cgroupdriver=cgroupfs", "--group", "0", "--shutdown-timeout", "2"]).args(&self.more);
         command.env_clear().env("PATH", SEARCHED).env(MARK, watchdog().mark()).env(ENGINE, self.mark());
-        let mut child = command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file).spawn().expect("nsenter");
+        let mut child =
+            command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file).spawn().expect("nsenter");
         watchdog().adopt(child.id());
         let deadline = Instant::now() + super::PATIENCE * super::slowness();
         while Instant::now() < deadline {

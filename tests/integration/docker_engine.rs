@@ -5,8 +5,8 @@ use std::net::{TcpListener, TcpStream};
 
 use serde_json::json;
 
-use crate::harness::docker::IMAGE;
 use crate::harness::Engine;
+use crate::harness::docker::IMAGE;
 
 /// Runs a container to its end; exit status and output.
 fn run(engine: &Engine, more: serde_json::Value) -> (i64, String) {

@@ -7,8 +7,8 @@ use crate::config::services::{Service, VolumeSource};
 use crate::execute::docker::services::bounded_log;
 use crate::wire::sha256_hex;
 use bollard::models::{
-    ContainerCreateBody, ContainerInspectResponse, EndpointSettings, HostConfig, Mount, MountType, NetworkingConfig, PortBinding,
-    PortMap, RestartPolicy, RestartPolicyNameEnum,
+    ContainerCreateBody, ContainerInspectResponse, EndpointSettings, HostConfig, Mount, MountType, NetworkingConfig, PortBinding, PortMap,
+    RestartPolicy, RestartPolicyNameEnum,
 };
 
 /// Label with the digest of what a container was made from.
