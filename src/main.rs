@@ -4,6 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use windlass::cli::{self, Cli, Exit, Global, Verb, WorkerArgs};
+use windlass::execute::docker::reap::orphans;
 use windlass::telemetry::causes;
 use windlass::worker::WorkerError;
 use windlass::worker::http::Endpoint;
@@ -19,6 +20,7 @@ fn main() -> ExitCode {
     match verb {
         // Without a runtime: it has one thread, and forks.
         Verb::Supervisor { arguments } => supervisor::main(&arguments),
+        Verb::ReapContainers { arguments } => orphans::main(&arguments),
         Verb::Worker(args) => on_runtime(run_worker(global, args)),
         Verb::Operate(operation) => on_runtime(async { cli::operate(global, operation).await.into() }),
         Verb::Dev(args) => on_runtime(async move { windlass::dev::run(&global, &args).await.into() }),

@@ -9,6 +9,7 @@
 //!        ──Stop, Renew──▶ life (pure) ─▶ SIGTERM, cgroup.kill ─▶ empty ─▶ usage read, cgroup removed
 //!        ◀─Exited──────────────────────────────────────────────────────────────┘
 //! ```
+//! A container's processes are the engine's: for them a cgroup is only held, in the same life, and the worker says when it is over.
 //!
 //! A process of its own for two measured reasons. Forking the worker costs 30 ms at 500 MB, a small process stays at
 //! 1.3 ms. And it is the guard: when the worker dies, however it dies, the socket closes, and every tree is killed and
@@ -18,13 +19,15 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode, Stdio};
 
 use rustix::process::DumpableBehavior;
 use serde::{Deserialize, Serialize};
 
 use crate::crash::{self, Point};
+use crate::execute::docker::reap::orphans;
 use crate::execute::native::cgroup::{Site, Wish};
 use crate::execute::native::sandbox;
 use protocol::Reply;
@@ -37,6 +40,7 @@ mod life;
 pub mod protocol;
 mod serve;
 mod sys;
+mod task;
 mod tree;
 
 /// What the supervisor has to know, as one JSON argument.
@@ -55,7 +59,8 @@ pub struct Args {
     pub sandbox: Option<sandbox::Wish>,
 }
 
-/// Entry point of the hidden subcommand. Returns when the worker is gone and nothing of its tasks is left.
+/// Entry point of the hidden subcommand. Returns when the worker is gone and nothing of its tasks is left; where containers may be
+/// left, this process becomes the one that removes them.
 #[must_use]
 pub fn main(arguments: &str) -> ExitCode {
     let args: Args = match serde_json::from_str(arguments) {
@@ -117,12 +122,30 @@ fn run(args: &Args) -> io::Result<bool> {
         controllers: site.controllers(),
         no_clone_into: clone::may_clone_into().err().map(|error| error.to_string()),
         directories: site.directories(),
+        container_directories: site.container_directories(),
         swept: site.swept.clone(),
         sandbox,
     };
     let mut server = serve::Server::new(socket, signals, site, jail);
     server.reply(&ready);
     server.flush();
-    server.run()?;
+    if let Some((guard, directories)) = server.run()? {
+        let (instance, own_parent) = (args.instance.clone(), args.parent.is_empty());
+        return Err(become_reaper(&orphans::Args { guard, instance, directories, own_parent }));
+    }
     Ok(true)
+}
+
+/// Goes on as the program that removes containers: that takes an HTTP client and a runtime, which have no place here. Returns
+/// only when it cannot.
+fn become_reaper(args: &orphans::Args) -> io::Error {
+    let args = match serde_json::to_string(args) {
+        Ok(args) => args,
+        Err(error) => return error.into(),
+    };
+    // It may take a minute where the engine is away, and must not keep open what belonged to the worker: neither its socket
+    // nor its log, whose readers wait for the end. All others are closed by the exec; std resets the signal mask before it.
+    let mut command = Command::new("/proc/self/exe");
+    command.arg("reap-containers").arg(args).env_clear().stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.exec()
 }

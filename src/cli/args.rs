@@ -65,6 +65,12 @@ pub enum Verb {
         /// What it has to know, as JSON.
         arguments: String,
     },
+    /// Removes the containers of a worker that is gone
+    #[command(hide = true)]
+    ReapContainers {
+        /// What it has to know, as JSON.
+        arguments: String,
+    },
     /// Becomes a program that dies with its parent
     #[command(hide = true)]
     Guard(GuardArgs),

@@ -12,7 +12,9 @@ pub mod devices;
 pub mod engine;
 mod evict;
 pub mod images;
+pub mod labels;
 mod network;
+pub mod reap;
 pub mod services;
 pub mod stack;
 

@@ -18,17 +18,19 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use crate::config;
-use crate::supervisor::protocol::{ExitReport, Request, SpawnError, SpawnRequest};
+use crate::supervisor::protocol::{ContainerGuard, ExitReport, Request, SpawnError, SpawnRequest};
 use crate::task::limits::Limits;
 
 pub mod cgroup;
+mod held;
 mod link;
 pub mod sandbox;
 mod verdict;
 
+pub use held::{Held, Holding};
 pub use verdict::{explain_refusal, reason_of_exit};
 
-use link::{Answers, Link};
+use link::{Answers, Begun, Link};
 use sandbox::{Confinement, Report, Wish};
 
 /// Why there is no supervisor.
@@ -176,7 +178,7 @@ impl Supervisor {
             return Err(SpawnError::Other { program: name, step: "request".to_owned(), error: e.to_string() }.into());
         }
         match started.await {
-            Ok(Ok(pid)) => {
+            Ok(Ok(Begun::Process(pid))) => {
                 process.pid = pid;
                 Ok(process)
             }
@@ -184,7 +186,8 @@ impl Supervisor {
                 process.exited = None;
                 Err(error.into())
             }
-            Err(_) => {
+            // It answers a spawn with a process, or is gone.
+            Ok(Ok(Begun::Held(_))) | Err(_) => {
                 process.exited = None;
                 Err(SpawnFailure::SupervisorLost)
             }
@@ -200,6 +203,18 @@ impl Supervisor {
         let keeping = Keeping { cgroup: cgroup.to_owned(), link: self.link.clone() };
         self.link.send(&Request::Keep { cgroup: cgroup.to_owned() }, descriptors)?;
         Ok(keeping)
+    }
+
+    /// To be told before the first container or network is made: should this worker die, the supervisor removes what it left.
+    pub fn guard_containers(&self, host: &str, request_timeout: Duration) {
+        let guard = ContainerGuard { host: host.to_owned(), request_timeout_ms: millis(request_timeout) };
+        // It can fail only when the supervisor is gone, and then nothing is started any more.
+        let _ = self.link.send(&Request::GuardContainers(Box::new(guard)), Vec::new());
+    }
+
+    /// This worker has removed its containers, or leaves them to the next one, and makes no more.
+    pub fn containers_gone(&self) {
+        let _ = self.link.send(&Request::ContainersGone, Vec::new());
     }
 
     /// Its process id.

@@ -123,6 +123,11 @@ impl Jail {
         (jail, Report { landlock_abi: abi, separate_users, profiles })
     }
 
+    /// Back to the machine's own mounts, where this process came from.
+    pub(super) fn leave(&self) -> io::Result<()> {
+        self.host.as_ref().map_or(Ok(()), Host::enter)
+    }
+
     /// Tries a profile, without what is known to be missing, until a child comes through.
     fn examine(&self, profile: Profile, mut missing: Vec<Missing>, required: bool) -> (Finding, Vec<Part>) {
         let mut parts = self.wanted(profile);

@@ -43,6 +43,43 @@ pub enum Request {
         /// Milliseconds from now.
         lease_ms: u64,
     },
+    /// Make a cgroup and limit it for processes that somebody else puts below it.
+    Hold(Box<HoldRequest>),
+    /// What a held cgroup was for is over: count, kill what is left, remove it.
+    Release {
+        /// Which task.
+        id: u64,
+        /// How it ended.
+        status: ExitStatus,
+    },
+    /// From now on there may be containers: when the worker is gone, they are to be removed.
+    GuardContainers(Box<ContainerGuard>),
+    /// The worker has removed its containers itself.
+    ContainersGone,
+}
+
+/// What to hold.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HoldRequest {
+    /// Number of this task, chosen by the worker, unique in its life.
+    pub id: u64,
+    /// Name of the cgroup directory below the instance's.
+    pub cgroup: String,
+    /// Limits to enforce.
+    pub limits: Limits,
+    /// Directory on the device whose I/O is limited, absolute.
+    pub directory: String,
+    /// Everything below it is killed when it is not renewed within this many milliseconds; absent: no lease.
+    pub lease_ms: Option<u64>,
+}
+
+/// Where a worker's containers are found when it is gone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerGuard {
+    /// Socket of the engine.
+    pub host: String,
+    /// How long a request to it may take, milliseconds.
+    pub request_timeout_ms: u64,
 }
 
 /// What to start. Its environment is not printed: secrets are in it.
@@ -87,6 +124,8 @@ pub enum Reply {
         no_clone_into: Option<String>,
         /// Cgroup directories of this instance, for the worker's sweep should the supervisor die.
         directories: Vec<PathBuf>,
+        /// Likewise, those that are made only when containers are run.
+        container_directories: Vec<PathBuf>,
         /// Instances of dead workers that were found, and whether nothing is left of them.
         swept: Vec<(String, bool)>,
         /// What each profile of the sandbox can have here.
@@ -103,6 +142,13 @@ pub enum Reply {
         id: u64,
         /// Its process id.
         pid: u32,
+    },
+    /// The cgroup is there, limited and empty.
+    Held {
+        /// Which task.
+        id: u64,
+        /// Its path in every hierarchy, for the engine; absent where there is none that could be given.
+        parent: Option<String>,
     },
     /// The program never ran. Nothing is left of it.
     Refused {

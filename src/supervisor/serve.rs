@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
@@ -15,43 +15,17 @@ use super::channel::{self, Outgoing};
 use super::image::{self, Program};
 use super::jail::{Cell, Jail};
 use super::life::{Event, Life, Step};
-use super::protocol::{ExitReport, Reply, Request, SpawnError, SpawnRequest};
-use super::sys::{self, Origin, Reaped};
+use super::protocol::{ContainerGuard, ExitReport, ExitStatus, HoldRequest, Reply, Request, SpawnError, SpawnRequest};
+use super::sys::{self, Origin};
+use super::task::{Leader, Task, bury, give};
 use super::tree::{self, Tree};
 use crate::crash::{self, Point};
-use crate::execute::native::cgroup::{Entrance, Site};
-use crate::execute::native::sandbox::User;
+use crate::execute::native::cgroup::{Entrance, Group, Site};
 
 /// Requests taken in one turn, so that a burst of them does not keep the dead waiting.
 const REQUESTS_PER_TURN: usize = 32;
 /// How long the trees may take to die when the worker is gone. What is left then, the next start sweeps.
 const LAST_PATIENCE: Duration = Duration::from_secs(10);
-
-struct Task {
-    life: Life,
-    tree: Tree,
-    pid: u32,
-    program: Program,
-    cgroup: String,
-    /// Pipe of a child that has not come to exec.
-    report: Option<OwnedFd>,
-    /// Where the init of a process namespace tells how the program ended; `None` once it has, and without one.
-    status: Option<OwnedFd>,
-    /// Its own process is an init, which is no part of what the task left behind.
-    has_init: bool,
-    /// The child said that it cannot.
-    failed: Option<SpawnError>,
-    /// Of the leader.
-    reaped: Option<Reaped>,
-}
-
-impl Task {
-    /// Its processes, without the init that is ours.
-    fn alive(&self, site: &Site) -> u64 {
-        let own_init = self.has_init && self.reaped.is_none();
-        self.tree.pids(site).into_iter().filter(|pid| !(own_init && *pid == self.pid)).count() as u64
-    }
-}
 
 /// The supervisor at work.
 pub(super) struct Server {
@@ -69,6 +43,8 @@ pub(super) struct Server {
     origin: Origin,
     /// Descriptors that are open for the sake of tasks, by the names of their cgroups: locks of what is theirs alone.
     kept: HashMap<String, Vec<OwnedFd>>,
+    /// Containers may be left when the worker is gone, and this is how they are found.
+    guard: Option<ContainerGuard>,
 }
 
 impl Server {
@@ -76,17 +52,23 @@ impl Server {
         let has_cgroups = !site.directories().is_empty();
         let origin = Origin::take();
         let (tasks, by_pid, replies, buffer) = (BTreeMap::new(), HashMap::new(), VecDeque::new(), channel::packet_buffer());
-        Self { socket, signals, site, jail, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin, kept: HashMap::new() }
+        let (kept, guard) = (HashMap::new(), None);
+        Self { socket, signals, site, jail, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin, kept, guard }
     }
 
-    /// Serves until the worker is gone; then kills and removes everything.
-    pub(super) fn run(mut self) -> io::Result<()> {
+    /// Serves until the worker is gone; then kills and removes everything. What may be left are containers, and the cgroups that
+    /// the engine makes for those which it only starts now.
+    pub(super) fn run(mut self) -> io::Result<Option<(ContainerGuard, Vec<PathBuf>)>> {
         while self.turn()? {}
         crash::point(Point::Orphaned);
         self.site.kill_all();
         let now = Instant::now();
         for id in self.ids() {
             self.advance(id, Event::Stop { grace: Duration::ZERO }, now);
+            if self.tasks.get(&id).is_some_and(|task| task.leader.is_none()) {
+                // Nobody will say any more that its container is over.
+                self.advance(id, Event::Ended(ExitStatus::Signal(libc::SIGKILL)), now);
+            }
         }
         let end = now + LAST_PATIENCE;
         while !self.tasks.is_empty() && Instant::now() < end {
@@ -98,7 +80,17 @@ impl Server {
         if !self.has_cgroups {
             tree::kill_orphans();
         }
-        self.site.close().map_err(|(path, e)| io::Error::new(e.kind(), format!("{}: {e}", path.display())))
+        let directories = [self.site.directories(), self.site.container_directories()].concat();
+        let left = self.guard.take().map(|guard| (guard, directories));
+        if left.is_some() {
+            // Who removes them must see the engine's socket, which tasks do not.
+            self.jail.leave()?;
+        }
+        match self.site.close() {
+            Err((path, e)) if left.is_some() => super::complain(&format!("{}: {e}", path.display())),
+            closed => closed.map_err(|(path, e)| io::Error::new(e.kind(), format!("{}: {e}", path.display())))?,
+        }
+        Ok(left)
     }
 
     fn ids(&self) -> Vec<u64> {
@@ -124,7 +116,7 @@ impl Server {
             let out = if self.replies.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
             fds.push(PollFd::new(&self.socket, PollFlags::IN | out));
         }
-        let pipes = self.tasks.values().flat_map(|t| [t.report.as_ref(), t.status.as_ref()]).flatten();
+        let pipes = self.tasks.values().filter_map(|t| t.leader.as_ref()).flat_map(|l| [l.report.as_ref(), l.status.as_ref()]).flatten();
         fds.extend(pipes.map(|pipe| PollFd::new(pipe, PollFlags::IN)));
         let deadline = self.tasks.values().filter_map(|t| t.life.deadline()).min();
         let timeout = deadline.map(|at| {
@@ -149,8 +141,10 @@ impl Server {
             self.ending(id);
             crash::point(Point::Reaped);
             let Some(task) = self.tasks.get_mut(&id) else { continue };
-            task.reaped = Some(reaped);
-            task.status = None;
+            if let Some(leader) = &mut task.leader {
+                leader.reaped = Some(reaped);
+                leader.status = None;
+            }
             // An init that has told of its program's end is only gone now; one that was killed took the program with it.
             let event = if task.life.is_leaderless() { Event::Tick } else { Event::Ended(reaped.status) };
             self.advance(id, event, Instant::now());
@@ -164,46 +158,54 @@ impl Server {
         }
     }
 
+    /// Tasks with a process of their own that is so.
+    fn whose(&self, so: impl Fn(&Leader) -> bool) -> Vec<u64> {
+        self.tasks.iter().filter(|(_, t)| t.leader.as_ref().is_some_and(&so)).map(|(id, _)| *id).collect()
+    }
+
+    fn leader(&mut self, id: u64) -> Option<&mut Leader> {
+        self.tasks.get_mut(&id)?.leader.as_mut()
+    }
+
     fn reports(&mut self) {
-        let starting: Vec<u64> = self.tasks.iter().filter(|(_, t)| t.report.is_some()).map(|(id, _)| *id).collect();
-        for id in starting {
+        for id in self.whose(|leader| leader.report.is_some()) {
             self.report(id);
         }
     }
 
     fn endings(&mut self) {
-        for id in self.tasks.iter().filter(|(_, t)| t.status.is_some()).map(|(id, _)| *id).collect::<Vec<_>>() {
+        for id in self.whose(|leader| leader.status.is_some()) {
             self.ending(id);
         }
     }
 
     /// Hears whether the program of an isolated task has ended.
     fn ending(&mut self, id: u64) {
-        let status = self.tasks.get(&id).and_then(|task| task.status.as_ref());
+        let status = self.leader(id).and_then(|leader| leader.status.as_ref());
         let Some(ended) = status.and_then(sys::ending) else { return };
         self.report(id);
-        if let Some(task) = self.tasks.get_mut(&id) {
-            task.status = None;
+        if let Some(leader) = self.leader(id) {
+            leader.status = None;
         }
         self.advance(id, Event::Ended(ended), Instant::now());
     }
 
     /// Hears what a child that was cloned has to say.
     fn report(&mut self, id: u64) {
-        let Some(task) = self.tasks.get_mut(&id) else { return };
-        let Some(report) = &task.report else { return };
+        let Some(Task { cgroup, leader: Some(leader), .. }) = self.tasks.get_mut(&id) else { return };
+        let Some(report) = &leader.report else { return };
         match sys::failure(report) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
-            Err(e) => task.failed = Some(task.program.failed(sys::Step::Exec, &e, &task.cgroup)),
-            Ok(Some((step, e))) => task.failed = Some(task.program.failed(step, &e, &task.cgroup)),
+            Err(e) => leader.failed = Some(leader.program.failed(sys::Step::Exec, &e, cgroup)),
+            Ok(Some((step, e))) => leader.failed = Some(leader.program.failed(step, &e, cgroup)),
             Ok(None) => {
-                let reply = Reply::Started { id, pid: task.pid };
-                task.report = None;
+                let reply = Reply::Started { id, pid: leader.pid };
+                leader.report = None;
                 self.reply(&reply);
                 return;
             }
         }
-        task.report = None;
+        leader.report = None;
     }
 
     fn requests(&mut self) -> bool {
@@ -212,6 +214,10 @@ impl Server {
                 Ok(Some((Request::Spawn(request), descriptors))) => self.spawn(*request, descriptors),
                 Ok(Some((Request::Keep { cgroup }, descriptors))) => self.kept.entry(cgroup).or_default().extend(descriptors),
                 Ok(Some((Request::LetGo { cgroup }, _))) => self.let_go(&cgroup),
+                Ok(Some((Request::Hold(request), _))) => self.hold(*request),
+                Ok(Some((Request::Release { id, status }, _))) => self.advance(id, Event::Ended(status), Instant::now()),
+                Ok(Some((Request::GuardContainers(guard), _))) => self.guard = Some(*guard),
+                Ok(Some((Request::ContainersGone, _))) => self.guard = None,
                 Ok(Some((Request::Stop { id, grace_ms }, _))) => {
                     self.advance(id, Event::Stop { grace: Duration::from_millis(grace_ms) }, Instant::now());
                 }
@@ -237,15 +243,50 @@ impl Server {
         }
     }
 
+    /// Whether a task of that number and name can be had.
+    fn admit(&self, id: u64, cgroup: &str) -> Result<(), SpawnError> {
+        if self.tasks.contains_key(&id) {
+            let (step, error) = ("request".to_owned(), "number already in use".to_owned());
+            return Err(SpawnError::Other { program: String::new(), step, error });
+        }
+        if cgroup.is_empty() || cgroup.starts_with('.') || cgroup.contains('/') {
+            return Err(SpawnError::Cgroup { path: cgroup.to_owned(), error: "not a directory name".to_owned() });
+        }
+        Ok(())
+    }
+
+    fn hold(&mut self, request: HoldRequest) {
+        let id = request.id;
+        let reply = match self.try_hold(request) {
+            Ok(parent) => Reply::Held { id, parent },
+            Err(error) => Reply::Refused { id, error },
+        };
+        self.reply(&reply);
+    }
+
+    /// A task whose processes somebody else starts: its cgroup is made, limited and watched like any other.
+    fn try_hold(&mut self, request: HoldRequest) -> Result<Option<String>, SpawnError> {
+        self.admit(request.id, &request.cgroup)?;
+        let (tree, parent) = match self.site.hold(&request.cgroup)? {
+            None => (Tree::Elsewhere, None),
+            Some((mut group, parent)) => {
+                crash::point(Point::CgroupMade);
+                if let Err(error) = self.site.limit(&group, &request.limits, Path::new(&request.directory)) {
+                    let _ = self.site.remove(&mut group);
+                    return Err(error);
+                }
+                (Tree::Cgroup(group), Some(parent))
+            }
+        };
+        let life = Life::new(request.lease_ms.map(Duration::from_millis), Instant::now());
+        self.tasks.insert(request.id, Task { life, tree, cgroup: request.cgroup, leader: None });
+        Ok(parent)
+    }
+
     fn try_spawn(&mut self, mut request: SpawnRequest, descriptors: Vec<OwnedFd>) -> Result<(), SpawnError> {
         let other = |step: &str, error: &str| SpawnError::Other { program: String::new(), step: step.to_owned(), error: error.to_owned() };
         let stdio: [OwnedFd; 3] = descriptors.try_into().map_err(|_| other("request", "not three descriptors"))?;
-        if self.tasks.contains_key(&request.id) {
-            return Err(other("request", "number already in use"));
-        }
-        if request.cgroup.is_empty() || request.cgroup.starts_with('.') || request.cgroup.contains('/') {
-            return Err(SpawnError::Cgroup { path: request.cgroup, error: "not a directory name".to_owned() });
-        }
+        self.admit(request.id, &request.cgroup)?;
         if !self.has_cgroups {
             request.env.push((tree::MARK.to_owned(), request.cgroup.clone()));
         }
@@ -270,18 +311,9 @@ impl Server {
         };
         let life = Life::new(request.lease_ms.map(Duration::from_millis), Instant::now());
         let tree = if self.has_cgroups { Tree::Cgroup(group) } else { Tree::Walk { leader: pid, mark: request.cgroup.clone() } };
-        let task = Task {
-            life,
-            tree,
-            pid,
-            program,
-            cgroup: request.cgroup,
-            report: Some(report),
-            has_init: status.is_some(),
-            status,
-            failed: None,
-            reaped: None,
-        };
+        let has_init = status.is_some();
+        let leader = Leader { pid, program, report: Some(report), status, has_init, failed: None, reaped: None };
+        let task = Task { life, tree, cgroup: request.cgroup, leader: Some(leader) };
         crash::point(Point::Cloned);
         self.by_pid.insert(pid, request.id);
         self.tasks.insert(request.id, task);
@@ -290,7 +322,7 @@ impl Server {
 
     fn start(
         &mut self,
-        group: &crate::execute::native::cgroup::Group,
+        group: &Group,
         image: &sys::Image,
         stdio: &[OwnedFd; 3],
         program: &Program,
@@ -325,6 +357,8 @@ impl Server {
     /// Feeds one event to a task and does what its life demands.
     fn advance(&mut self, id: u64, event: Event, now: Instant) {
         let Some(task) = self.tasks.get_mut(&id) else { return };
+        // The engine removes a container's cgroup as soon as that ends: what only that one counts is noted while it is there.
+        task.tree.glance(&self.site);
         let mut step = task.life.on(event, now);
         loop {
             match step {
@@ -365,7 +399,7 @@ impl Server {
         // Before the worker hears of it: what is free then must be free indeed.
         self.let_go(&task.cgroup);
         crash::point(Point::Buried);
-        match task.failed {
+        match task.leader.and_then(|leader| leader.failed) {
             Some(error) => self.reply(&Reply::Refused { id, error }),
             None => self.reply(&Reply::Exited { id, report }),
         }
@@ -392,39 +426,4 @@ impl Server {
         }
         true
     }
-}
-
-/// Pipes to the task's user: else `/dev/stdout` could not be opened. Nothing but pipes; `/dev/null` is everybody's.
-fn give(stdio: &[OwnedFd; 3], user: User) {
-    let (uid, gid) = (rustix::fs::Uid::from_raw(user.uid), rustix::fs::Gid::from_raw(user.gid));
-    for fd in stdio {
-        let is_pipe = rustix::fs::fstat(fd).is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode) == rustix::fs::FileType::Fifo);
-        if is_pipe {
-            // Without it the task still has the descriptor itself.
-            let _ = rustix::fs::fchown(fd, Some(uid), Some(gid));
-        }
-    }
-}
-
-/// Reads what the task used and removes its cgroup; `None` when somebody is still in there.
-fn bury(task: &mut Task, site: &Site) -> Option<ExitReport> {
-    let mut usage = task.tree.usage(site);
-    match task.tree.remove(site) {
-        Ok(true) => {}
-        Ok(false) => return None,
-        // It cannot be removed for a reason that waiting does not mend. The task is over all the same; the sweep tries again.
-        Err(e) => super::complain(&format!("cgroup {} not removed: {e}", task.cgroup)),
-    }
-    if let Some(reaped) = task.reaped {
-        if usage.cpu_user_us + usage.cpu_system_us == 0 {
-            (usage.cpu_user_us, usage.cpu_system_us) = reaped.cpu_us;
-        }
-        if usage.memory_peak_bytes == 0 {
-            usage.memory_peak_bytes = reaped.memory_bytes;
-        }
-    }
-    usage.leaked_processes = task.life.leaked();
-    let kill_us = u64::try_from(task.life.kill_time(Instant::now()).as_micros()).unwrap_or(u64::MAX);
-    let status = task.life.status()?;
-    Some(ExitReport { status, usage, lease_expired: task.life.lease_expired(), kill_us })
 }

@@ -22,6 +22,8 @@ pub(super) enum Tree {
     Cgroup(Group),
     /// No cgroup: pid of the leader and value of the mark.
     Walk { leader: u32, mark: String },
+    /// Processes of an engine that does not put them where we could see them: its API is asked to kill them.
+    Elsewhere,
 }
 
 impl Tree {
@@ -30,11 +32,22 @@ impl Tree {
         match self {
             Self::Cgroup(group) => site.pids(group),
             Self::Walk { leader, mark } => walk(*leader, mark),
+            Self::Elsewhere => Vec::new(),
+        }
+    }
+
+    /// Notes what is counted only in cgroups below its own, which may be gone at the next look.
+    pub(super) fn glance(&self, site: &Site) {
+        if let Self::Cgroup(group) = self {
+            site.glance(group);
         }
     }
 
     /// SIGTERM to all; stopped ones are continued to see it.
     pub(super) fn terminate(&self, site: &Site) {
+        if let Self::Cgroup(group) = self {
+            site.thaw(group);
+        }
         for pid in self.pids(site) {
             signal(pid, Signal::TERM);
             signal(pid, Signal::CONT);
@@ -45,7 +58,7 @@ impl Tree {
     pub(super) fn kill(&self, site: &Site) {
         match self {
             Self::Cgroup(group) => site.kill(group),
-            Self::Walk { .. } => self.pids(site).into_iter().for_each(|pid| signal(pid, Signal::KILL)),
+            Self::Walk { .. } | Self::Elsewhere => self.pids(site).into_iter().for_each(|pid| signal(pid, Signal::KILL)),
         }
     }
 
@@ -53,7 +66,7 @@ impl Tree {
     pub(super) fn usage(&self, site: &Site) -> Usage {
         match self {
             Self::Cgroup(group) => site.usage(group),
-            Self::Walk { .. } => Usage::default(),
+            Self::Walk { .. } | Self::Elsewhere => Usage::default(),
         }
     }
 
@@ -62,6 +75,7 @@ impl Tree {
         match self {
             Self::Cgroup(group) => site.remove(group),
             Self::Walk { leader, mark } => Ok(walk(*leader, mark).is_empty()),
+            Self::Elsewhere => Ok(true),
         }
     }
 }

@@ -55,6 +55,10 @@ macro_rules! supervisor {
     };
 }
 
+// Below the macro, which it uses.
+#[path = "native/held.rs"]
+mod held;
+
 fn limits() -> Limits {
     Limits { cpus: 1.0, memory_bytes: 256 << 20, pids: 512, timeout_ms: 60_000, io: None, enforced: true }
 }

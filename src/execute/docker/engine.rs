@@ -95,8 +95,15 @@ impl Engine {
     /// # Errors
     /// When it does not answer, or is too old.
     pub async fn connect(config: &config::Docker) -> Result<Self, EngineError> {
-        let host = config.host.clone();
-        let deadline = Duration::from_secs_f64(config.request_timeout_s);
+        Self::connect_to(&config.host, Duration::from_secs_f64(config.request_timeout_s)).await
+    }
+
+    /// Likewise, with the socket and the time that a request may take.
+    ///
+    /// # Errors
+    /// As [`Engine::connect`].
+    pub async fn connect_to(host: &str, deadline: Duration) -> Result<Self, EngineError> {
+        let host = host.to_owned();
         let unavailable = |error: String| EngineError::Unavailable { host: host.clone(), what: "connect", error };
         let api =
             Docker::connect_with_unix(&host, deadline.as_secs().max(1), API_DEFAULT_VERSION).map_err(|e| unavailable(e.to_string()))?;

@@ -4,6 +4,7 @@
 //! in each hierarchy; the cgroup2 one, where mounted, comes first and is the one to start into, to kill by and to wait for.
 //! What must not happen here: a limit that is assumed, and a path outside `<parent>/<instance>`.
 
+use std::cell::Cell;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
@@ -17,6 +18,7 @@ use crate::task::limits::{Limits, Usage};
 
 mod files;
 mod footprint;
+mod hold;
 pub mod layout;
 mod limits;
 mod site;
@@ -26,12 +28,17 @@ mod usage;
 pub use footprint::Footprint;
 pub use site::{Site, Unfit, Wish};
 pub use sweep::{remove_instances, remove_parents, signal};
+use usage::Below;
 
 /// A task's cgroup: its directory in every hierarchy of the site, in the same order. `None`: already removed.
 #[derive(Debug)]
 pub struct Group {
     name: String,
     dirs: Vec<Option<OwnedFd>>,
+    /// Somebody else puts processes below it, in directories of their own.
+    held: bool,
+    /// What was seen to be counted only there, and would go with those directories.
+    below: Cell<Below>,
 }
 
 /// How a child gets into a [`Group`].
@@ -51,9 +58,16 @@ impl Site {
     /// # Errors
     /// The directory that could not be made.
     pub fn create(&self, name: &str, with_io: bool) -> Result<Group, SpawnError> {
-        let mut group = Group { name: name.to_owned(), dirs: Vec::with_capacity(self.hierarchies.len()) };
+        self.make(name, false, |hierarchy| {
+            !hierarchy.bystander && (with_io || hierarchy.carries != [layout::Controller::Io] || hierarchy.v2)
+        })
+    }
+
+    fn make(&self, name: &str, held: bool, enters: impl Fn(&site::Hierarchy) -> bool) -> Result<Group, SpawnError> {
+        let dirs = Vec::with_capacity(self.hierarchies.len());
+        let mut group = Group { name: name.to_owned(), dirs, held, below: Cell::default() };
         for hierarchy in &self.hierarchies {
-            if !with_io && hierarchy.carries == [layout::Controller::Io] && !hierarchy.v2 {
+            if !enters(hierarchy) {
                 group.dirs.push(None);
                 continue;
             }
@@ -127,6 +141,9 @@ impl Site {
     /// Processes of the task that are alive, also those in cgroups that it made below its own. Zombies are not counted.
     #[must_use]
     pub fn pids(&self, group: &Group) -> Vec<u32> {
+        if group.held {
+            return self.held_pids(group);
+        }
         self.each(group).next().map(|(_, dir)| files::pids_below(dir)).unwrap_or_default()
     }
 
@@ -140,6 +157,9 @@ impl Site {
     /// SIGKILL to the whole tree. To be repeated until the group can be removed, where the kernel has no `cgroup.kill`.
     pub fn kill(&self, group: &Group) {
         self.lift_cpu_limit(group);
+        if group.held {
+            return self.kill_held(group);
+        }
         let mut dirs = self.each(group);
         let Some((first, dir)) = dirs.next() else { return };
         if first.v2 && files::write(dir, "cgroup.kill", "1").is_ok() {
@@ -166,6 +186,8 @@ impl Site {
         for (hierarchy, dir) in self.each(group) {
             usage::read(dir, hierarchy.v2, &hierarchy.carries, &mut usage);
         }
+        self.glance(group);
+        group.below.get().add_to(&mut usage);
         usage
     }
 
@@ -181,7 +203,8 @@ impl Site {
                 // In use by processes, or by directories that a task with the right to do so made below its own.
                 Err(Errno::BUSY | Errno::NOTEMPTY) => {
                     let below = files::children(dir.as_fd())?;
-                    if below.is_empty() || sweep::remove_below(dir.as_fd()).is_err() {
+                    // A container's own directory may have gone between the two looks.
+                    if (below.is_empty() && !group.held) || sweep::remove_below(dir.as_fd()).is_err() {
                         return Ok(false);
                     }
                     match rustix::fs::unlinkat(&hierarchy.dir, group.name.as_str(), AtFlags::REMOVEDIR) {
@@ -201,7 +224,7 @@ impl Site {
     /// # Errors
     /// The directory that could not be removed within two seconds.
     pub fn close(self) -> Result<(), (std::path::PathBuf, io::Error)> {
-        let directories = self.directories();
+        let directories = [self.directories(), self.container_directories()].concat();
         sweep::remove_instances(&directories)?;
         if self.own_parent {
             remove_parents(&directories);

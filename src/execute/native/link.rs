@@ -19,19 +19,28 @@ use crate::supervisor::channel::{self, Outgoing};
 use crate::supervisor::protocol::{ExitReport, Reply, Request, SpawnError};
 use crate::telemetry::causes;
 
-type Started = oneshot::Sender<Result<u32, SpawnError>>;
+/// How a task began.
+#[derive(Debug)]
+pub(super) enum Begun {
+    /// Process id of its leader.
+    Process(u32),
+    /// Path of its cgroup for the engine that puts processes into it.
+    Held(Option<String>),
+}
+
+type Started = Result<Begun, SpawnError>;
 
 #[derive(Debug)]
 struct Waiter {
-    started: Option<Started>,
+    started: Option<oneshot::Sender<Started>>,
     exited: oneshot::Sender<ExitReport>,
 }
 
-/// The two answers to a spawn, and the number they come under.
+/// The two answers to a spawn or hold, and the number they come under.
 pub(super) struct Answers {
     pub id: u64,
     /// It runs, or why not.
-    pub started: oneshot::Receiver<Result<u32, SpawnError>>,
+    pub started: oneshot::Receiver<Started>,
     /// It is over.
     pub exited: oneshot::Receiver<ExitReport>,
 }
@@ -122,9 +131,11 @@ pub(super) async fn start(
     let (ours, theirs) = channel::pair().map_err(StartError::Socket)?;
     let mut child = launch(exe, config, instance, sandbox, theirs)?;
     let socket = watch(ours).map_err(StartError::Socket)?;
+    let graves;
     let first = receive(&socket, &mut channel::packet_buffer()).await;
     let capabilities = match first {
-        Ok(Some(Reply::Ready { enforced, cgroups, controllers, no_clone_into, directories, swept, sandbox })) => {
+        Ok(Some(Reply::Ready { enforced, cgroups, controllers, no_clone_into, directories, container_directories, swept, sandbox })) => {
+            graves = [directories.clone(), container_directories].concat();
             Capabilities { enforced, description: cgroups, controllers, no_clone_into, directories, swept, sandbox }
         }
         other => {
@@ -144,7 +155,7 @@ pub(super) async fn start(
     let socket = Arc::new(socket);
     tokio::spawn(write(socket.clone(), queue, closing.clone()));
     let pid = child.id();
-    let grave = Grave { child, directories: capabilities.directories.clone(), own_parent: config.parent.is_empty() };
+    let grave = Grave { child, directories: graves, own_parent: config.parent.is_empty() };
     tokio::spawn(read(socket, pending.clone(), lost.clone(), grave));
     Ok((Arc::new(Link { outbox, pending, lost, closing, pid }), capabilities))
 }
@@ -267,11 +278,9 @@ fn deliver(pending: &Mutex<Pending>, reply: Reply) {
     match reply {
         Reply::Started { id, pid } => {
             crash::point(Point::StartedUnread);
-            // Nobody listens: the handle was dropped while the program started, and its drop has sent the kill.
-            if let Some(started) = pending.waiters.get_mut(&id).and_then(|w| w.started.take()) {
-                let _ = started.send(Ok(pid));
-            }
+            begun(&mut pending, id, Begun::Process(pid));
         }
+        Reply::Held { id, parent } => begun(&mut pending, id, Begun::Held(parent)),
         Reply::Refused { id, error } => {
             if let Some(started) = pending.waiters.remove(&id).and_then(|w| w.started) {
                 let _ = started.send(Err(error));
@@ -283,5 +292,12 @@ fn deliver(pending: &Mutex<Pending>, reply: Reply) {
             }
         }
         Reply::Ready { .. } | Reply::Unfit { .. } => tracing::warn!("the supervisor greeted twice"),
+    }
+}
+
+fn begun(pending: &mut Pending, id: u64, how: Begun) {
+    // Nobody listens: the handle was dropped while the task began, and its drop has sent the kill.
+    if let Some(started) = pending.waiters.get_mut(&id).and_then(|w| w.started.take()) {
+        let _ = started.send(Ok(how));
     }
 }

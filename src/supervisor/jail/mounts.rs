@@ -41,7 +41,8 @@ impl Host {
         Ok(Self { namespace: own_namespace()?, root: chrooted.then(root).transpose()? })
     }
 
-    fn enter(&self) -> io::Result<()> {
+    /// Moves this process back there.
+    pub(super) fn enter(&self) -> io::Result<()> {
         rustix::thread::move_into_link_name_space(self.namespace.as_fd(), Some(rustix::thread::LinkNameSpaceType::Mount))?;
         self.root.as_ref().map_or(Ok(()), go_to)
     }

@@ -88,6 +88,19 @@ pub fn mounts(mountinfo: &str, under: &Path, controllers_of_v2: impl Fn(&Path) -
     found
 }
 
+/// Version 1 mounts below `under` that are not among those `taken`: no use to us, but an engine makes its cgroups there too.
+#[must_use]
+pub fn bystanders(mountinfo: &str, under: &Path, taken: &[PathBuf]) -> Vec<Mount> {
+    let mut found: Vec<Mount> = Vec::new();
+    for mount in mountinfo.lines().filter_map(parse_line) {
+        let known = taken.contains(&mount.point) || found.iter().any(|m| m.point == mount.point);
+        if !mount.v2 && mount.point.starts_with(under) && !known {
+            found.push(mount);
+        }
+    }
+    found
+}
+
 fn parse_line(line: &str) -> Option<Mount> {
     let (left, right) = line.split_once(" - ")?;
     let mut left = left.split(' ').skip(3);
@@ -177,6 +190,14 @@ mod tests {
                 ("/sys/fs/cgroup/pids", false, vec![Controller::Pids]),
             ]
         );
+    }
+
+    #[test]
+    fn what_is_of_no_use_to_us_is_still_a_place_for_an_engine() {
+        let taken: Vec<PathBuf> = hybrid().into_iter().map(|mount| mount.point).collect();
+        let found = bystanders(HYBRID, Path::new("/sys/fs/cgroup"), &taken);
+        let points: Vec<_> = found.iter().map(|m| m.point.to_str().expect("text")).collect();
+        assert_eq!(points, ["/sys/fs/cgroup/devices", "/sys/fs/cgroup/systemd"]);
     }
 
     #[test]

@@ -65,6 +65,12 @@ pub(super) struct Hierarchy {
     pub v2: bool,
     pub path: PathBuf,
     pub dir: OwnedFd,
+    /// Where it is mounted.
+    pub point: PathBuf,
+    /// The instance's cgroup as the hierarchy itself names it.
+    pub inside: PathBuf,
+    /// Without use to us; only containers have directories in it.
+    pub bystander: bool,
 }
 
 /// The place of this instance: its directory in every hierarchy, locked while this value lives.
@@ -81,6 +87,15 @@ pub struct Site {
     pub description: String,
     /// Instances of dead workers that were found and removed (or not).
     pub swept: Vec<(String, bool)>,
+    /// Where else an engine makes its cgroups, taken with the first container.
+    pub(super) bystanders: Vec<Bystander>,
+}
+
+/// A hierarchy that is taken only for containers.
+#[derive(Debug)]
+pub(super) struct Bystander {
+    pub mount: Mount,
+    pub parent: PathBuf,
 }
 
 impl Site {
@@ -97,8 +112,15 @@ impl Site {
         let place = Place { parent: wish.parent, root: rustix::process::geteuid().is_root(), own: &own };
         let page_bytes = rustix::param::page_size() as u64;
         let own_parent = wish.parent.is_empty();
-        let mut site =
-            Self { hierarchies: Vec::new(), own_parent, page_bytes, enforced: false, description: String::new(), swept: Vec::new() };
+        let mut site = Self {
+            hierarchies: Vec::new(),
+            own_parent,
+            page_bytes,
+            enforced: false,
+            description: String::new(),
+            swept: Vec::new(),
+            bystanders: Vec::new(),
+        };
         let tracked = found.iter().any(|m| m.v2);
         // cgroup2 counts CPU time on its own: a hierarchy that only does that would cost a migration per task for nothing.
         for mount in found.iter().filter(|m| !(tracked && m.carries == [Controller::Cpuacct])) {
@@ -109,7 +131,10 @@ impl Site {
             }
         }
         match site.judge(wish, best_effort) {
-            Ok(()) => Ok(site),
+            Ok(()) => {
+                site.find_bystanders(&info, wish.mount);
+                Ok(site)
+            }
             Err(error) => Err(site.abandon(error)),
         }
     }
@@ -129,15 +154,27 @@ impl Site {
             let parent = parent_directory(place, mount).unwrap_or_else(|| own_directory(place.own, mount).join("windlass"));
             (parent, mount.carries.clone())
         };
+        if mount.v2 {
+            may_enter(&own_directory(place.own, mount), &parent_path)?;
+        }
+        self.settle(wish.instance, mount, &parent_path, carries, false)
+    }
+
+    /// Sweeps the dead below `parent_path`, makes our own directory there and locks it.
+    pub(super) fn settle(
+        &mut self,
+        instance: &str,
+        mount: &Mount,
+        parent_path: &Path,
+        carries: Vec<Controller>,
+        bystander: bool,
+    ) -> Result<(), Unfit> {
         let at = |path: &Path| {
             let path = path.to_path_buf();
             move |e: io::Error| Unfit::Directory { path, error: e.to_string() }
         };
-        if mount.v2 {
-            may_enter(&own_directory(place.own, mount), &parent_path)?;
-        }
-        let parent = sweep::locked_parent(&parent_path).map_err(at(&parent_path))?;
-        let swept = sweep::sweep_siblings(parent.as_fd(), &parent_path, wish.instance);
+        let parent = sweep::locked_parent(parent_path).map_err(at(parent_path))?;
+        let swept = sweep::sweep_siblings(parent.as_fd(), parent_path, instance);
         for (name, removed) in swept {
             match self.swept.iter_mut().find(|(known, _)| *known == name) {
                 Some((_, all)) => *all &= removed,
@@ -145,9 +182,9 @@ impl Site {
             }
         }
         if mount.v2 {
-            enable(&parent_path, &carries).map_err(at(&parent_path))?;
+            enable(parent_path, &carries).map_err(at(parent_path))?;
         }
-        let path = parent_path.join(wish.instance);
+        let path = parent_path.join(instance);
         make_all(&path).map_err(at(&path))?;
         let dir = files::open_dir(&path).map_err(at(&path))?;
         sweep::lock(dir.as_fd()).map_err(at(&path))?;
@@ -158,7 +195,8 @@ impl Site {
             enable(&path, &carries).map_err(at(&path))?;
         }
         sweep::unlock(&parent);
-        self.hierarchies.push(Hierarchy { carries, v2: mount.v2, path, dir });
+        let inside = path.strip_prefix(&mount.point).map_or_else(|_| path.clone(), |below| mount.root.join(below));
+        self.hierarchies.push(Hierarchy { carries, v2: mount.v2, path, dir, point: mount.point.clone(), inside, bystander });
         Ok(())
     }
 
@@ -214,7 +252,7 @@ impl Site {
     /// The instance's directories, for the sweep of whoever outlives us.
     #[must_use]
     pub fn directories(&self) -> Vec<PathBuf> {
-        self.hierarchies.iter().map(|h| h.path.clone()).collect()
+        self.hierarchies.iter().filter(|h| !h.bystander).map(|h| h.path.clone()).collect()
     }
 
     /// Kills every process of every task of this instance, as far as the kernel does it in one stroke.

@@ -63,18 +63,29 @@ pub(super) fn kill_below(dir: BorrowedFd<'_>) {
     for pid in files::pids(dir, "cgroup.procs").unwrap_or_default() {
         signal(pid, Signal::KILL);
     }
-    for name in files::children(dir).unwrap_or_default() {
-        if let Ok(child) = files::open_dir_at(dir, &name) {
-            kill_below(child.as_fd());
-        }
+    for child in open_children(dir) {
+        kill_below(child.as_fd());
     }
+}
+
+/// The directories right below `dir`, without those that go while we look.
+pub(super) fn open_children(dir: BorrowedFd<'_>) -> Vec<OwnedFd> {
+    let names = files::children(dir).unwrap_or_default();
+    names.iter().filter_map(|name| files::open_dir_at(dir, name).ok()).collect()
 }
 
 /// Removes all directories below `dir`, deepest first.
 pub(super) fn remove_below(dir: BorrowedFd<'_>) -> io::Result<()> {
     for name in files::children(dir)? {
-        let child = files::open_dir_at(dir, &name)?;
-        remove_below(child.as_fd())?;
+        let child = match files::open_dir_at(dir, &name) {
+            // An engine removes its own, too.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            opened => opened?,
+        };
+        match remove_below(child.as_fd()) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            Ok(()) | Err(_) => {}
+        }
         match rustix::fs::unlinkat(dir, name.as_str(), AtFlags::REMOVEDIR) {
             Ok(()) | Err(rustix::io::Errno::NOENT) => {}
             Err(e) => return Err(e.into()),

@@ -1,9 +1,9 @@
 //! What a task used, read from its cgroup before that goes. A figure that this kernel does not offer is 0.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use super::files;
 use super::layout::Controller;
+use super::{files, sweep};
 use crate::task::limits::Usage;
 
 /// Adds what one hierarchy knows.
@@ -32,6 +32,50 @@ pub(super) fn read(dir: BorrowedFd<'_>, v2: bool, carries: &[Controller], usage:
             Controller::Cpuacct | Controller::Io => {}
         }
     }
+}
+
+/// What the kernel counts in the directory of the processes alone, and not in those above it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Below {
+    oom_kills: u64,
+    throttled_us: u64,
+}
+
+impl Below {
+    /// The greater of each: these counts only grow, until their directories go.
+    pub(super) fn max(self, other: Self) -> Self {
+        Self { oom_kills: self.oom_kills.max(other.oom_kills), throttled_us: self.throttled_us.max(other.throttled_us) }
+    }
+
+    /// On top of what was counted above.
+    pub(super) fn add_to(self, usage: &mut Usage) {
+        usage.oom_kills += self.oom_kills;
+        usage.throttled_us += self.throttled_us;
+    }
+}
+
+/// Sums it up over all directories below `dir`.
+pub(super) fn below(dir: BorrowedFd<'_>, v2: bool, carries: &[Controller]) -> Below {
+    let mut sum = Below::default();
+    for child in sweep::open_children(dir) {
+        if carries.contains(&Controller::Cpu) {
+            let stat = files::read(&child, "cpu.stat").unwrap_or_default();
+            sum.throttled_us += if v2 {
+                files::keyed(&stat, "throttled_usec").unwrap_or(0)
+            } else {
+                files::keyed(&stat, "throttled_time").unwrap_or(0) / 1000
+            };
+        }
+        // On cgroup2 the events of all below are in `memory.events` above.
+        if carries.contains(&Controller::Memory) && !v2 {
+            let oom = files::read(&child, "memory.oom_control").unwrap_or_default();
+            sum.oom_kills += files::keyed(&oom, "oom_kill").unwrap_or(0);
+        }
+        let deeper = below(child.as_fd(), v2, carries);
+        sum.oom_kills += deeper.oom_kills;
+        sum.throttled_us += deeper.throttled_us;
+    }
+    sum
 }
 
 fn unified(dir: BorrowedFd<'_>, carries: &[Controller], usage: &mut Usage) {
