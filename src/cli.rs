@@ -145,7 +145,20 @@ impl Global {
     /// # Errors
     /// When the configuration has mistakes.
     pub fn load_config(&self) -> Result<Config, ConfigError> {
-        let mut config = configuration::load(self.config.as_deref(), configuration::environment())?;
+        Ok(self.with_options(configuration::load(self.config.as_deref(), configuration::environment())?))
+    }
+
+    /// Likewise for verbs that need no container engine: that `DOCKER_HOST` names one over the network, as on many a
+    /// desk, is no mistake to them.
+    ///
+    /// # Errors
+    /// As [`Global::load_config`].
+    fn load_without_engine(&self) -> Result<Config, ConfigError> {
+        let environment = configuration::environment().into_iter().filter(|(name, _)| name != configuration::DOCKER_HOST);
+        Ok(self.with_options(configuration::load(self.config.as_deref(), environment)?))
+    }
+
+    fn with_options(&self, mut config: Config) -> Config {
         let bus = &mut config.bus;
         if let Some(server) = &self.server {
             bus.server.clone_from(server);
@@ -159,7 +172,7 @@ impl Global {
             bus.prefix.clone_from(prefix);
             config.origins.set("bus.prefix", self.origin("prefix", "WINDLASS_PREFIX"));
         }
-        Ok(config)
+        config
     }
 
     fn origin(&self, option: &str, variable: &str) -> Origin {
@@ -169,7 +182,7 @@ impl Global {
 
     /// Connects as an operator's verb does: at once, or not at all.
     async fn connect(&self) -> Result<(Bus, Config), Failed> {
-        let config = self.load_config()?;
+        let config = self.load_without_engine()?;
         let bus = Bus::connect(&config.bus, "windlass-cli", Patience::FailFast).await?;
         Ok((bus, config))
     }

@@ -29,9 +29,11 @@ pub use docker::{Docker, RetryConfig};
 pub(crate) use gpu::is_id as is_gpu_id;
 pub use gpu::{Gpu, GpuDevices, ListedGpu};
 pub use listen::Listen;
+pub(crate) use load::DOCKER_HOST;
 pub use load::{ConfigError, DEFAULTS, environment, load, load_text};
 pub use origins::{Origin, Origins};
 pub use reference::reference;
+pub(crate) use validate::MIN_CONTAINER_MEMORY;
 
 /// Everything that can be configured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -350,6 +352,26 @@ pub struct Class {
     pub networks: Vec<String>,
     /// Users that its containers may ask for besides the tenant's: `uid[:gid]`, or `image` for the image's own.
     pub users: Vec<String>,
+}
+
+impl Config {
+    /// Its classes with a runtime that this version has: only these have queues.
+    pub fn offered_classes(&self) -> impl Iterator<Item = (&ClassName, &Class)> {
+        self.classes.iter().filter(|(_, class)| class.is_offered())
+    }
+
+    /// Its classes whose tasks may be programs of the machine, which run in a sandbox.
+    pub fn native_classes(&self) -> impl Iterator<Item = (&ClassName, &Class)> {
+        self.classes.iter().filter(|(_, class)| class.runtimes.iter().any(|runtime| matches!(runtime, Runtime::Native | Runtime::Bash)))
+    }
+}
+
+impl Class {
+    /// Whether workers of this version have one of its runtimes.
+    #[must_use]
+    pub fn is_offered(&self) -> bool {
+        self.runtimes.iter().any(|runtime| runtime.is_offered())
+    }
 }
 
 impl Default for Class {

@@ -1,7 +1,7 @@
 //! `windlass doctor`: whether this machine, this NATS and this user are right for a worker, and what mends what is not.
 //!
 //! ```text
-//! gather (kernel, disk, a real supervisor, NATS) ─▶ facts ─▶ judge (pure) ─▶ findings: ok, warn, fail
+//! gather (kernel, disk, a real supervisor, the engine, NATS) ─▶ facts ─▶ judge (pure) ─▶ findings: ok, warn, fail
 //! ```
 //! It needs no running worker, changes nothing, and leaves nothing behind: the supervisor that it starts for its trial is
 //! gone with its cgroups before the findings are told, or within milliseconds of whatever ends the doctor. What cannot be
@@ -15,6 +15,7 @@ use crate::bus::rights::Role;
 use crate::config::{self, Config};
 
 mod account;
+mod containers;
 mod disk;
 mod gpu;
 mod isolation;
@@ -49,6 +50,8 @@ pub enum Area {
     Supervisor,
     /// Sandboxes of the classes.
     Sandbox,
+    /// The engine of containers.
+    Docker,
     /// Directories.
     Disk,
     /// The server and the way to it.
@@ -71,6 +74,7 @@ impl Area {
             Self::Cgroups => "cgroups",
             Self::Supervisor => "supervisor",
             Self::Sandbox => "sandbox",
+            Self::Docker => "docker",
             Self::Disk => "disk",
             Self::Nats => "nats",
             Self::Jetstream => "jetstream",
@@ -185,10 +189,17 @@ pub async fn examine(config: &Config, wishes: &Wishes, stop: &CancellationToken)
             () = stop.cancelled() => None,
         }
     };
-    let (isolation, far) = futures_util::future::join(Box::pin(isolation::gather(config, stop)), far).await;
+    let near = async {
+        tokio::select! {
+            facts = Box::pin(containers::gather(config)) => Some(facts),
+            () = stop.cancelled() => None,
+        }
+    };
+    let (isolation, far, engine) = futures_util::future::join3(Box::pin(isolation::gather(config, stop)), far, near).await;
     let mut findings = kernel::judge(&kernel::Facts::gather(), config);
     findings.extend(gpu::Facts::gather(config).iter().flat_map(|facts| gpu::judge(facts, config)));
     findings.extend(isolation::judge(&isolation, config));
+    findings.extend(engine.iter().flat_map(|engine| containers::judge(engine, config)));
     findings.extend(disk::judge(&disk::Facts::gather(config), config));
     let reach = match far {
         Some(Ok(facts)) => {

@@ -73,7 +73,7 @@ async fn run_worker(global: Global, args: WorkerArgs) -> ExitCode {
     };
     match worker::run(config, shutdown, endpoint).await {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error @ (WorkerError::Instance(_) | WorkerError::NeverFits(_) | WorkerError::Gpu(_) | WorkerError::NothingToServe(_))) => {
+        Err(error @ (WorkerError::Instance(_) | WorkerError::Gpu(_) | WorkerError::NothingToServe(_))) => {
             fail(&causes(&error).to_string(), Exit::Usage)
         }
         Err(error) => fail(&causes(&error).to_string(), Exit::Error),

@@ -3,6 +3,7 @@
 //! Nothing is clipped: a request above a ceiling of its class is refused, and the refusal names the field, the value and
 //! the ceiling. Every value that was decided says who decided it ([`Decided`]).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::execute::native::sandbox::User;
@@ -145,7 +146,7 @@ fn offered(task: &Task, policy: &Policy<'_>) -> Result<(), Rejection> {
     let (assignment, class) = (&task.assignment, policy.class);
     let execution = &assignment.execution;
     let runtime = execution.runtime;
-    if !matches!(runtime, Runtime::Native | Runtime::Bash | Runtime::Docker) {
+    if !runtime.is_offered() {
         let error = format!(
             "execution.runtime: {:?} is not offered by this version of the worker; it has native, bash and docker",
             runtime.as_str()
@@ -224,14 +225,19 @@ fn program(execution: &Execution) -> Result<Program, Rejection> {
 }
 
 fn check_environment(execution: &Execution) -> Result<(), Rejection> {
-    for (name, value) in &execution.env {
-        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(invalid(format!(
-                "execution.env: {name:?} cannot be an environment variable: no empty names, no '=' in names, no NUL bytes"
-            )));
+    check_variables("execution.env", &execution.env)?;
+    check_working_dir(execution.working_dir.as_deref())
+}
+
+fn check_variables(field: &str, variables: &BTreeMap<String, String>) -> Result<(), Rejection> {
+    let bad = |(name, value): &(&String, &String)| name.is_empty() || name.contains(['=', '\0']) || value.contains('\0');
+    match variables.iter().find(bad) {
+        None => Ok(()),
+        Some((name, _)) => {
+            let rule = "no empty names, no '=' in names, no NUL bytes";
+            Err(invalid(format!("{field}: {name:?} cannot be an environment variable: {rule}")))
         }
     }
-    check_working_dir(execution.working_dir.as_deref())
 }
 
 /// A relative one stays below the task's directory. An absolute one is the sandbox's to allow: it is entered as the task's

@@ -20,7 +20,7 @@ pub mod stage;
 pub mod time;
 
 pub use assignment::Assignment;
-pub use container::{HealthCheck, Mount, MountRoot, PullPolicy, ServiceSpec};
+pub use container::{HealthCheck, Mount, MountRoot, PullPolicy, ServiceSpec, is_user};
 pub use event::{Event, EventKind};
 pub use id::{ClassName, Priority, TaskId, Tenant, WorkerId};
 pub use image::{ImagePattern, ImageRef};

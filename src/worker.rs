@@ -31,6 +31,7 @@ mod signals;
 pub(crate) mod story;
 pub(crate) mod sweeper;
 mod taken;
+pub(crate) mod unserved;
 
 pub use instance::{Instance, InstanceError};
 
@@ -38,20 +39,21 @@ use crate::bus::control::Cancels;
 use crate::bus::provision::{self, UnfitStreams};
 use crate::bus::{Bus, BusError, ConnectError, Patience};
 use crate::config::{Config, OnLeaseLoss};
-use crate::execute::gpu::{self, GpuError, Gpus};
+use crate::execute::gpu::{GpuError, Gpus};
 use crate::execute::native::sandbox::Wish;
 use crate::execute::native::{Capabilities, StartError, Supervisor};
 use crate::report;
 use crate::shutdown::Shutdown;
 use crate::telemetry::causes;
 use crate::telemetry::metrics::{Meters, MetricsError};
-use capacity::{Capacity, Machine, Need};
+use capacity::{Capacity, Machine};
 use clock::Clock;
 use desk::Desk;
 use dispatcher::Dispatcher;
 use ground::Ground;
 use health::{Health, Pulls, Standing, Streams};
 use http::Endpoint;
+use unserved::{Means, NoEngine, unserved};
 
 /// How far the worker's end has come. The order counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -127,14 +129,11 @@ pub enum WorkerError {
     /// Streams.
     #[error(transparent)]
     Streams(#[from] UnfitStreams),
-    /// A class that this worker could never run a task of.
-    #[error("classes.{0}: its defaults of cpus and memory are more than [capacity] allows; raise one or lower the other")]
-    NeverFits(String),
     /// Devices that the configuration names.
     #[error(transparent)]
     Gpu(#[from] GpuError),
-    /// Every class takes what this machine has not.
-    #[error("no class can be served here: {0}; give this worker a class that fits, or the devices")]
+    /// It could never run a task of any of its classes.
+    #[error("no class can be served here: {0}; give this worker a class that fits, or what the classes need")]
     NothingToServe(String),
     /// Metrics.
     #[error(transparent)]
@@ -148,17 +147,12 @@ pub enum WorkerError {
 ///
 /// # Errors
 /// When it cannot start, or lost its supervisor.
-pub async fn run(config: Config, shutdown: Shutdown, endpoint: Endpoint) -> Result<(), WorkerError> {
+pub async fn run(mut config: Config, shutdown: Shutdown, endpoint: Endpoint) -> Result<(), WorkerError> {
     let stop = shutdown.stop.clone();
     let instance = Instance::create(&config.worker)?;
     let gpus = Arc::new(Gpus::find(&config)?);
-    let config = served(config, &gpus)?;
-    let capacity = Capacity::with_gpus(&config, Machine::here(), gpus);
-    for (name, class) in &config.classes {
-        if !capacity.could_hold(Need::of_class(class)) {
-            return Err(WorkerError::NeverFits(name.to_string()));
-        }
-    }
+    let capacity = Capacity::with_gpus(&config, Machine::here(), Arc::clone(&gpus));
+    leave_unserved(&mut config, &capacity, gpus.total())?;
     let mut background = JoinSet::new();
     let health = Health::new(stop.clone());
     if let Some(address) = endpoint.address() {
@@ -223,18 +217,20 @@ pub async fn run(config: Config, shutdown: Shutdown, endpoint: Endpoint) -> Resu
     end
 }
 
-/// Without the classes whose tasks take more GPUs than there are: other workers serve them.
-fn served(mut config: Config, gpus: &Gpus) -> Result<Config, WorkerError> {
-    let unserved = gpu::unserved(&config, gpus.total());
-    for (class, why) in &unserved {
-        tracing::info!(%class, "not served here: {why}");
-        config.classes.remove(class);
-    }
-    if config.classes.is_empty() {
-        let why: Vec<String> = unserved.iter().map(|(class, why)| format!("{class}: {why}")).collect();
+/// Takes the classes away that this worker cannot serve, and says so once.
+fn leave_unserved(config: &mut Config, capacity: &Capacity, gpus: u32) -> Result<(), WorkerError> {
+    let engine = if config.docker.host.is_empty() { Err(NoEngine::Off) } else { Ok(()) };
+    let means = Means { capacity, gpus, engine };
+    let found: Vec<_> = config.classes.iter().filter_map(|(name, class)| Some((name.clone(), unserved(class, means)?.why))).collect();
+    if found.len() == config.classes.len() {
+        let why: Vec<String> = found.into_iter().map(|(name, why)| format!("{name}: {why}")).collect();
         return Err(WorkerError::NothingToServe(why.join("; ")));
     }
-    Ok(config)
+    for (class, why) in found {
+        tracing::info!(%class, "not served here: {why}");
+        config.classes.remove(&class);
+    }
+    Ok(())
 }
 
 async fn start_supervisor(config: &Config, instance: &str) -> Result<Supervisor, WorkerError> {
@@ -259,7 +255,7 @@ async fn start_supervisor(config: &Config, instance: &str) -> Result<Supervisor,
 
 /// Says which classes get less than their profile, or nothing.
 fn warn_of_missing(config: &Config, capabilities: &Capabilities) {
-    for (name, class) in &config.classes {
+    for (name, class) in config.native_classes() {
         let Some(finding) = capabilities.sandbox.of(class.sandbox).filter(|f| !f.missing.is_empty()) else { continue };
         let missing: Vec<_> = finding.missing.iter().map(ToString::to_string).collect();
         let missing = missing.join("; ");

@@ -123,7 +123,8 @@ fn consumers(subjects: &Subjects, config: &Config) -> Vec<(String, pull::Config)
         };
         (name, consumer)
     };
-    config.classes.keys().flat_map(|class| Priority::ALL.into_iter().map(move |priority| one(class, priority))).collect()
+    // A class that no worker of this version serves has no queue that anybody reads.
+    config.offered_classes().flat_map(|(class, _)| Priority::ALL.into_iter().map(move |priority| one(class, priority))).collect()
 }
 
 /// Streams and consumers of a configuration as JetStream's API takes them.

@@ -212,7 +212,8 @@ impl List<'_> {
 }
 
 fn consumers(config: &Config) -> Vec<String> {
-    config.classes.keys().flat_map(|class| Priority::ALL.into_iter().map(move |priority| Subjects::consumer(class, priority))).collect()
+    let of = |class| Priority::ALL.into_iter().map(move |priority| Subjects::consumer(class, priority));
+    config.offered_classes().flat_map(|(class, _)| of(class)).collect()
 }
 
 /// Buckets that tenants may have secrets in.

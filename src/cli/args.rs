@@ -178,7 +178,7 @@ pub struct Target {
     /// Whose task it is [default: what the assignment says, else "default"]
     #[arg(long)]
     pub tenant: Option<Tenant>,
-    /// Its class [default: what the assignment says, else "cpu_short"]
+    /// Its class [default: what the assignment says, else "gpu" with GPUs, "cpu_long" for containers, "cpu_short"]
     #[arg(long)]
     pub class: Option<ClassName>,
     /// Its queue: high, normal or low
@@ -243,6 +243,9 @@ mod tests {
         assert_eq!(cli.global.output, Format::Table);
         assert!(Cli::try_parse_from(["windlass", "run"]).is_err());
         assert!(Cli::try_parse_from(["windlass", "run", "--bash", "echo $1", "x"]).is_ok());
+        assert!(Cli::try_parse_from(["windlass", "run", "--image", "redis"]).is_ok(), "an image has a command of its own");
+        assert!(Cli::try_parse_from(["windlass", "run", "--image", "redis", "--bash", "true"]).is_err());
+        assert!(Cli::try_parse_from(["windlass", "run", "--pull", "always", "true"]).is_err(), "of images only");
     }
 
     #[test]

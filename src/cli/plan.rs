@@ -13,7 +13,7 @@ use super::verdict::{Message, Refusal, Verdict, judge};
 use super::{Exit, Failed, Global, Output};
 use crate::bus::Subjects;
 use crate::intake::Task;
-use crate::plan::{Decided, Plan, Source};
+use crate::plan::{AllowedMount, Container, ContainerUser, Decided, Plan, Service, Source};
 use crate::prepare::{self, environment::variables};
 use crate::task::{Profile, Time};
 use crate::wire::Encoding;
@@ -57,7 +57,7 @@ pub(super) fn run(global: &Global, args: &PlanArgs, output: &Output) -> Result<E
 /// Says for every assignment of the file what would become of it.
 pub(super) fn dry_run(global: &Global, file: &Path, target: &Target, encoding: Encoding, output: &Output) -> Result<Exit, Failed> {
     let entries = file::entries(file, &file::read(file)?, target.id.is_some())?;
-    let config = global.load_config()?;
+    let config = global.load_without_engine()?;
     if config.source.is_none() {
         output.notice("decided by the defaults; --config names the configuration of your workers");
     }
@@ -110,8 +110,16 @@ fn told(line: usize, value: &Value, target: &Target, verdict: &Verdict) -> Told 
     }
 }
 
+/// Stands for the working directory that an image names.
+const IMAGES_WORKDIR: &str = "the image's, else /windlass/work";
+
 /// Argument vector and working directory, as far as they are known before there is a directory.
 fn start(task: &Task, plan: &Plan) -> (Vec<String>, String) {
+    if plan.container.is_some() {
+        let asked = task.assignment.execution.working_dir.as_deref();
+        let inside = |dir| prepare::cwd(Path::new("/windlass/work"), Some(dir)).display().to_string();
+        return (vec![], asked.map_or_else(|| IMAGES_WORKDIR.to_owned(), inside));
+    }
     let script = format!("{WORKDIR}/../{}", prepare::SCRIPT);
     let cwd = prepare::cwd(Path::new(WORKDIR), task.assignment.execution.working_dir.as_deref());
     (plan.program.argv(&script), cwd.display().to_string())
@@ -131,10 +139,12 @@ fn in_json(task: &Task, plan: &Plan) -> Value {
     let (assignment, bounds) = (&task.assignment, &plan.bounds);
     let environment: Vec<Value> = environment(task, plan).into_iter().map(|(name, from)| json!({"name": name, "from": from})).collect();
     let secret = |s: &crate::plan::Secret| json!({"name": s.name, "ref": s.reference.to_string(), "as": s.delivery, "variable": s.variable(), "grant": s.grant});
+    let of_programs = plan.container.is_none();
     json!({
         "runtime": plan.runtime,
-        "argv": argv,
+        "argv": of_programs.then_some(argv),
         "cwd": cwd,
+        "container": plan.container.as_ref().map(container),
         "stdin_bytes": assignment.execution.stdin.as_deref().map_or(0, str::len),
         "environment": environment,
         "limits": {
@@ -145,7 +155,8 @@ fn in_json(task: &Task, plan: &Plan) -> Value {
             "io": bounds.io,
         },
         "grace_ms": {"value": millis(plan), "from": plan.grace.from},
-        "sandbox": plan.sandbox,
+        "gpus": plan.gpus,
+        "sandbox": of_programs.then_some(plan.sandbox),
         "user": plan.user,
         "max_attempts": plan.max_attempts,
         "backoff": plan.backoff,
@@ -153,6 +164,30 @@ fn in_json(task: &Task, plan: &Plan) -> Value {
         "deadline": assignment.deadline,
         "secrets": plan.secrets.iter().map(secret).collect::<Vec<_>>(),
     })
+}
+
+/// The container and those beside it. Its user is the plan's where it says `tenant`.
+fn container(container: &Container) -> Value {
+    let mounts = |mounts: &[AllowedMount]| mounts.iter().map(mount).collect::<Vec<_>>();
+    let service = |service: &Service| {
+        let spec = &service.spec;
+        json!({
+            "name": service.name, "image": service.image.to_string(), "pull": service.pull, "user": service.user,
+            "entrypoint": spec.entrypoint, "command": spec.command, "environment": spec.env.keys().collect::<Vec<_>>(),
+            "mounts": mounts(&service.mounts), "tmpfs": spec.tmpfs,
+            "cpus": service.cpus, "memory_bytes": service.memory.bytes(), "pids": service.pids,
+            "health": service.health, "depends_on": spec.depends_on,
+        })
+    };
+    json!({
+        "image": container.image.to_string(), "pull": container.pull, "entrypoint": container.entrypoint, "command": container.command,
+        "registry_secret": container.registry_secret, "user": container.user, "network": container.network, "mounts": mounts(&container.mounts),
+        "services": container.services.iter().map(service).collect::<Vec<_>>(),
+    })
+}
+
+fn mount(AllowedMount { mount, root }: &AllowedMount) -> Value {
+    json!({"source": mount.source, "target": mount.target, "read_only": mount.read_only, "root": root})
 }
 
 fn millis(plan: &Plan) -> u64 {
@@ -213,8 +248,11 @@ impl Rows {
     fn what(&mut self, task: &Task, plan: &Plan) {
         let (argv, cwd) = start(task, plan);
         self.row("runtime", plan.runtime.as_str(), "assignment");
-        // The one way of writing a vector that leaves no question of quoting.
-        self.row("argv", json!(argv), "");
+        match &plan.container {
+            Some(container) => self.container(container, plan, task.class.as_str()),
+            // The one way of writing a vector that leaves no question of quoting.
+            None => self.row("argv", json!(argv), ""),
+        }
         self.row("cwd", cwd, "");
         if let Some(stdin) = &task.assignment.execution.stdin {
             self.row("stdin", format!("{} bytes", stdin.len()), "assignment");
@@ -236,6 +274,33 @@ impl Rows {
         }
     }
 
+    fn container(&mut self, container: &Container, plan: &Plan, class: &str) {
+        self.row("image", &container.image, "assignment");
+        self.decided("pull", &container.pull, container.pull.value, class);
+        for (what, argv) in [("entrypoint", &container.entrypoint), ("command", &container.command)] {
+            match argv {
+                Some(argv) => self.row(what, json!(argv), "assignment"),
+                None => self.row(what, "the image's", "default"),
+            }
+        }
+        match &container.user.value {
+            ContainerUser::Tenant => {
+                let user = plan.user.value;
+                self.decided("user", &plan.user, format!("{}:{}, where the worker is root", user.uid, user.gid), class);
+            }
+            ContainerUser::Image => self.decided("user", &container.user, "the image's", class),
+            ContainerUser::Id(id) => self.decided("user", &container.user, id, class),
+        }
+        self.decided("network", &container.network, &container.network.value, class);
+        for AllowedMount { mount, root } in &container.mounts {
+            let how = if mount.read_only { "" } else { ", for writing" };
+            self.row("mount", format!("{} at {}{how}", mount.source, mount.target), &format!("tenant, by {}", String::from(root.clone())));
+        }
+        for service in &container.services {
+            self.row("service", format!("{}: {}", service.name, service.image), "assignment");
+        }
+    }
+
     fn how_much(&mut self, task: &Task, plan: &Plan) {
         let (class, bounds) = (task.class.as_str(), &plan.bounds);
         self.decided("cpus", &bounds.cpus, bounds.cpus.value, class);
@@ -246,6 +311,12 @@ impl Rows {
         }
         self.decided("timeout", &bounds.timeout_ms, format!("{} ms", bounds.timeout_ms.value), class);
         self.decided("grace", &plan.grace, format!("{} ms", millis(plan)), class);
+        if plan.gpus.value > 0 {
+            self.decided("gpus", &plan.gpus, plan.gpus.value, class);
+        }
+        if plan.container.is_some() {
+            return;
+        }
         self.decided("sandbox", &plan.sandbox, plan.sandbox.value, class);
         if plan.sandbox.value != Profile::None {
             let user = plan.user.value;

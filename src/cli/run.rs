@@ -15,7 +15,7 @@ use crate::bus::Bus;
 use crate::bus::read::ReadEvent;
 use crate::task::assignment::RetryOn;
 use crate::task::log_chunk::LogStream;
-use crate::task::{ByteSize, Event, EventKind, Outcome, Reason};
+use crate::task::{ByteSize, Event, EventKind, Mount, Outcome, PullPolicy, Reason};
 use crate::wire::Encoding;
 
 /// How long a task may stay in the queue before we say so.
@@ -48,6 +48,24 @@ pub struct RunArgs {
     /// Run this bash script; what follows are its arguments $1 ...
     #[arg(long, value_name = "SCRIPT")]
     pub bash: Option<String>,
+    /// Run it in a container of this image; without a program, what the image runs
+    #[arg(long, conflicts_with = "bash")]
+    pub image: Option<String>,
+    /// When the image is pulled: always, missing or never [default: the class's]
+    #[arg(long, value_name = "WHEN", requires = "image", value_parser = pull)]
+    pub pull: Option<PullPolicy>,
+    /// Network of the container [default: the class's]
+    #[arg(long, requires = "image")]
+    pub network: Option<String>,
+    /// User in the container: uid, uid:gid, or image for the image's own [default: the tenant's]
+    #[arg(long, requires = "image")]
+    pub user: Option<String>,
+    /// A directory of the worker's machine in the container, for reading unless :rw follows
+    #[arg(long, value_name = "SOURCE:TARGET[:rw]", requires = "image", value_parser = mount)]
+    pub mount: Vec<Mount>,
+    /// Whole GPUs
+    #[arg(long)]
+    pub gpus: Option<u32>,
     /// Give it the text of this file on standard input; - for our own
     #[arg(long, value_name = "FILE")]
     pub stdin: Option<PathBuf>,
@@ -70,7 +88,7 @@ pub struct RunArgs {
     #[arg(short, long)]
     pub quiet: bool,
     /// The program and its arguments
-    #[arg(required_unless_present = "bash", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(required_unless_present_any = ["bash", "image"], trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
 }
 
@@ -93,13 +111,14 @@ pub(super) async fn run(global: &Global, args: &RunArgs, output: &mut Output) ->
 /// The assignment that the options describe.
 fn assignment(args: &RunArgs) -> Result<Value, Failed> {
     let mut execution = Map::new();
-    match &args.bash {
-        Some(script) => {
+    match (&args.bash, &args.image) {
+        (Some(script), _) => {
             execution.insert("runtime".to_owned(), json!("bash"));
             execution.insert("script".to_owned(), json!(script));
             execution.insert("args".to_owned(), json!(args.command));
         }
-        None => {
+        (None, Some(image)) => contained(&mut execution, image, args),
+        (None, None) => {
             execution.insert("runtime".to_owned(), json!("native"));
             execution.insert("command".to_owned(), json!(args.command));
         }
@@ -122,6 +141,7 @@ fn assignment(args: &RunArgs) -> Result<Value, Failed> {
         ("cpus", args.cpus.map(Value::from)),
         ("memory", args.memory.map(|m| Value::from(m.to_string()))),
         ("pids", args.pids.map(Value::from)),
+        ("gpus", args.gpus.map(Value::from)),
     ];
     let resources: Map<_, _> = resources.into_iter().filter_map(|(k, v)| Some((k.to_owned(), v?))).collect();
     execution.insert("resources".to_owned(), resources.into());
@@ -131,6 +151,37 @@ fn assignment(args: &RunArgs) -> Result<Value, Failed> {
         value["name"] = json!(name);
     }
     Ok(value)
+}
+
+/// What only containers have.
+fn contained(execution: &mut Map<String, Value>, image: &str, args: &RunArgs) {
+    let command = Some(&args.command).filter(|command| !command.is_empty());
+    let mounts = Some(&args.mount).filter(|mounts| !mounts.is_empty());
+    let fields = [
+        ("runtime", Some(json!("docker"))),
+        ("image", Some(json!(image))),
+        ("command", command.map(|command| json!(command))),
+        ("pull", args.pull.map(|pull| json!(pull))),
+        ("network", args.network.as_ref().map(|network| json!(network))),
+        ("user", args.user.as_ref().map(|user| json!(user))),
+        ("mounts", mounts.map(|mounts| json!(mounts))),
+    ];
+    execution.extend(fields.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))));
+}
+
+fn pull(text: &str) -> Result<PullPolicy, String> {
+    serde_json::from_value(json!(text)).map_err(|_| "write always, missing or never".to_owned())
+}
+
+fn mount(text: &str) -> Result<Mount, String> {
+    let (rest, read_only) = text.strip_suffix(":rw").map_or((text, true), |rest| (rest, false));
+    let rest = rest.strip_suffix(":ro").unwrap_or(rest);
+    match rest.split_once(':') {
+        Some((source, target)) if source.starts_with('/') && target.starts_with('/') => {
+            Ok(Mount { source: source.to_owned(), target: target.to_owned(), read_only })
+        }
+        Some(_) | None => Err("write SOURCE:TARGET, both absolute, with :rw for writing".to_owned()),
+    }
 }
 
 fn retry(args: &RunArgs) -> Result<Value, Failed> {
@@ -254,6 +305,22 @@ impl Run<'_> {
     fn warn(&self, text: &str) {
         if !self.quiet {
             self.output.warn(text);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mounts_are_for_reading_unless_said_otherwise() {
+        let told = |text: &str| mount(text).map(|m| (m.source, m.target, m.read_only));
+        assert_eq!(told("/a:/b"), Ok(("/a".to_owned(), "/b".to_owned(), true)));
+        assert_eq!(told("/a:/b:ro"), Ok(("/a".to_owned(), "/b".to_owned(), true)));
+        assert_eq!(told("/a:/b:rw"), Ok(("/a".to_owned(), "/b".to_owned(), false)));
+        for wrong in ["/a", "a:/b", "/a:b", ""] {
+            assert!(told(wrong).is_err(), "{wrong:?}");
         }
     }
 }

@@ -16,7 +16,7 @@ use super::args::{Target, encoding, positive};
 use super::file::{self, Entry};
 use super::follow::{Interrupts, after};
 use super::output::{Style, Table};
-use super::verdict::{DEFAULT_CLASS, DEFAULT_TENANT};
+use super::verdict::{DEFAULT_TENANT, default_class};
 use super::{Exit, Failed, Global, Output, render};
 use crate::bus::Bus;
 use crate::bus::read::{EventFilter, From, ReadEvent};
@@ -61,7 +61,8 @@ impl Ready {
         let own_id = target.id.is_some() || map.contains_key("task_id");
         fill(map, "task_id", target.id.as_ref().map(TaskId::as_str), &uuid::Uuid::now_v7().to_string())?;
         fill(map, "tenant", target.tenant.as_ref().map(Tenant::as_str), DEFAULT_TENANT)?;
-        fill(map, "class", target.class.as_ref().map(ClassName::as_str), DEFAULT_CLASS)?;
+        let class = default_class(map);
+        fill(map, "class", target.class.as_ref().map(ClassName::as_str), class)?;
         let text = serde_json::to_vec(&value).map_err(|e| e.to_string())?;
         let assignment: Assignment = Encoding::Json.decode(&text).map_err(without_position)?;
         check(&assignment)?;
@@ -124,9 +125,10 @@ fn check(assignment: &Assignment) -> Result<(), String> {
             Err("execution.command: the native runtime needs a program".to_owned())
         }
         Runtime::Bash if execution.script.is_none() => Err("execution.script: the bash runtime needs one".to_owned()),
-        Runtime::Native | Runtime::Bash => Ok(()),
-        Runtime::Python | Runtime::Docker | Runtime::Grpc | Runtime::Slurm | Runtime::Runner => {
-            Err(format!("execution.runtime: {} is not offered by this version; use native or bash", execution.runtime.as_str()))
+        Runtime::Docker if execution.image.is_none() => Err("execution.image: the docker runtime needs one".to_owned()),
+        Runtime::Native | Runtime::Bash | Runtime::Docker => Ok(()),
+        Runtime::Python | Runtime::Grpc | Runtime::Slurm | Runtime::Runner => {
+            Err(format!("execution.runtime: {} is not offered by this version; use native, bash or docker", execution.runtime.as_str()))
         }
     }
 }
@@ -297,7 +299,8 @@ mod tests {
             (json!([1]), target(), "an assignment is a JSON object"),
             (json!({"execution": {"runtime": "native", "comand": []}}), target(), "execution.comand: unknown field"),
             (json!({"execution": {"runtime": "native", "command": []}}), target(), "execution.command: the native runtime needs"),
-            (json!({"execution": {"runtime": "docker"}}), target(), "execution.runtime: docker is not offered"),
+            (json!({"execution": {"runtime": "slurm"}}), target(), "execution.runtime: slurm is not offered"),
+            (json!({"execution": {"runtime": "docker"}}), target(), "execution.image: the docker runtime needs"),
             (json!({"tenant": "a", "execution": {"runtime": "bash", "script": ""}}), other, "tenant: the assignment says \"a\""),
         ] {
             let error = Ready::new(value.clone(), &target, Encoding::Json).expect_err("mistake");

@@ -18,7 +18,19 @@ use crate::worker::capacity::{Capacity, Machine, Need};
 
 /// Tenant and class of an assignment that names none.
 pub(super) const DEFAULT_TENANT: &str = "default";
-pub(super) const DEFAULT_CLASS: &str = "cpu_short";
+const DEFAULT_CLASS: &str = "cpu_short";
+
+/// The class of an assignment that names none: the shipped one that has what it asks for.
+pub(super) fn default_class(assignment: &Map<String, Value>) -> &'static str {
+    let execution = assignment.get("execution");
+    let of = |pointer: &str| execution.and_then(|execution| execution.pointer(pointer));
+    let gpus = of("/resources/gpus").and_then(Value::as_u64).unwrap_or(0);
+    match of("/runtime").and_then(Value::as_str) {
+        _ if gpus > 0 => "gpu",
+        Some("docker") => "cpu_long",
+        Some(_) | None => DEFAULT_CLASS,
+    }
+}
 
 /// What would become of it.
 #[derive(Debug)]
@@ -69,7 +81,8 @@ impl Message {
         let map = value.as_object_mut().unwrap_or(&mut none);
         let task_id = name(map, "task_id", target.id.clone(), TaskId::new, new())?;
         let tenant = name(map, "tenant", target.tenant.clone(), Tenant::new, DEFAULT_TENANT.to_owned())?;
-        let class = name(map, "class", target.class.clone(), ClassName::new, DEFAULT_CLASS.to_owned())?;
+        let class = default_class(map).to_owned();
+        let class = name(map, "class", target.class.clone(), ClassName::new, class)?;
         let subject = subjects.task(&class, target.priority, &tenant, &task_id);
         let payload = encoding.encode(value).map_err(|e| e.to_string())?;
         Ok(Self { subject, encoding, payload })
@@ -101,7 +114,8 @@ pub(super) fn judge(message: &Message, config: &Config, subjects: &Subjects, now
         Ok(task) => task,
         Err(poison) => return Verdict::refused(Reason::InvalidAssignment, poison.error, Some(Poison::HINT.to_owned())),
     };
-    let Some(policy) = Policy::of(config, &task, true) else { return unserved(&task, config) };
+    let policy = Policy::of(config, &task, true).filter(|policy| policy.class.is_offered());
+    let Some(policy) = policy else { return unserved(&task, config) };
     let plan = plan(&task, &policy);
     let situation = Situation { task: &task, plan: &plan, head: None, cancel: None, deliveries: 1, submitted_at: now, now };
     match (decide(&situation), plan) {
@@ -117,10 +131,11 @@ pub(super) fn judge(message: &Message, config: &Config, subjects: &Subjects, now
 
 /// A worker pulls only from the queues of its classes.
 fn unserved(task: &Task, config: &Config) -> Verdict {
-    let served: Vec<&str> = config.classes.keys().map(ClassName::as_str).collect();
+    let served: Vec<&str> = config.offered_classes().map(|(name, _)| name.as_str()).collect();
+    let who = if config.classes.contains_key(&task.class) { "of this version serves" } else { "with this configuration takes" };
     Verdict::Refused(Refusal {
         reason: None,
-        error: format!("class: no worker with this configuration takes {}; it serves {}", task.class, served.join(", ")),
+        error: format!("class: no worker {who} {}; served are {}", task.class, served.join(", ")),
         hint: Some("use one of these, or look with the configuration of a worker that serves it (--config)".to_owned()),
     })
 }
@@ -172,11 +187,26 @@ mod tests {
             (json!({"tenant": "a", "execution": run}), other, Some(Reason::InvalidAssignment), "tenant: \"a\" does not agree with"),
             (json!({"execution": run, "deadline": "1970-01-01T00:00:00Z"}), target(), Some(Reason::DeadlinePassed), "the deadline 1970"),
             (json!({"execution": {"runtime": "native"}}), target(), Some(Reason::InvalidAssignment), "execution.command: missing"),
-            (json!({"class": "gpu", "execution": run}), target(), None, "class: no worker with this configuration takes gpu"),
+            (json!({"class": "batch", "execution": run}), target(), None, "class: no worker with this configuration takes batch"),
+            (json!({"class": "gpu_slurm", "execution": run}), target(), None, "class: no worker of this version serves gpu_slurm"),
         ] {
             let Verdict::Refused(refusal) = judged(value, &target, "") else { panic!("{error} is not refused") };
             assert_eq!(refusal.reason, reason, "{error}");
             assert!(refusal.error.contains(error), "{}", refusal.error);
+        }
+    }
+
+    #[test]
+    fn the_class_is_the_one_that_has_what_is_asked_for() {
+        for (execution, class) in [
+            (json!({"runtime": "native"}), "cpu_short"),
+            (json!({"runtime": "docker"}), "cpu_long"),
+            (json!({"runtime": "native", "resources": {"gpus": 1}}), "gpu"),
+            (json!({"runtime": "docker", "resources": {"gpus": 0}}), "cpu_long"),
+            (json!("nonsense"), "cpu_short"),
+        ] {
+            let Value::Object(assignment) = json!({"execution": execution}) else { panic!("an object") };
+            assert_eq!(default_class(&assignment), class, "{assignment:?}");
         }
     }
 

@@ -16,6 +16,9 @@ pub const DEFAULTS: &str = include_str!("../../config/worker.toml");
 /// Prefix of environment variables that set keys.
 const ENV_PREFIX: &str = "WINDLASS__";
 
+/// The variable by which every program finds the container engine; it goes before our own.
+pub(crate) const DOCKER_HOST: &str = "DOCKER_HOST";
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -142,8 +145,14 @@ impl Merge {
     }
 
     fn environment(&mut self, env: impl IntoIterator<Item = (String, String)>) {
+        let mut engine = None;
         for (name, text) in env {
-            let Some(rest) = name.strip_prefix(ENV_PREFIX) else { continue };
+            let Some(rest) = name.strip_prefix(ENV_PREFIX) else {
+                if name == DOCKER_HOST && !text.is_empty() {
+                    engine = Some(text);
+                }
+                continue;
+            };
             let lower = rest.to_ascii_lowercase();
             let path: Vec<&str> = lower.split("__").collect();
             let origin = Origin::Environment(name.clone());
@@ -162,6 +171,9 @@ impl Merge {
                     self.mistakes.push(format!("{} = {text:?}: {error} ({origin})", path.join(".")));
                 }
             }
+        }
+        if let Some(host) = engine {
+            self.key(&["docker", "host"], &Value::String(host), &Origin::Environment(DOCKER_HOST.to_owned()));
         }
     }
 

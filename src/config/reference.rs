@@ -23,7 +23,7 @@ A *size* is a number of bytes, or text such as `\"512MiB\"` (B, KB, MB, GB, TB, 
 ";
 
 /// What the rules are asked about: names that stand for any, and every list with something in it.
-const EXAMPLE: &str = "[tenants.any]\nuid = 1\ngid = 1\n[sandbox]\nwrite_paths = [\"/any\"]\n[classes.any]\n";
+const EXAMPLE: &str = "[tenants.any]\nuid = 1\ngid = 1\nimages = []\n[sandbox]\nwrite_paths = [\"/any\"]\n[classes.any]\n";
 
 /// The page.
 #[must_use]
@@ -41,7 +41,9 @@ pub fn reference() -> String {
         let named = property["patternProperties"].as_object().and_then(|patterns| patterns.values().next());
         let (table, default, title, prefix) = match named {
             Some(table) => {
-                let default = defaults[key].as_object().and_then(|all| all.values().next()).unwrap_or(&Value::Null);
+                // Of classes, that which says what the others have where they are silent.
+                let of = defaults[key].as_object();
+                let default = of.and_then(|all| all.get("cpu_short").or_else(|| all.values().next())).unwrap_or(&Value::Null);
                 (table, default, format!("{key}.<name>"), format!("{key}.any"))
             }
             None => (property, &defaults[key], key.clone(), key.clone()),

@@ -33,10 +33,52 @@ fn the_commented_file_is_the_default_and_has_every_key() {
     assert_eq!(config.bus.server, "nats://127.0.0.1:4222");
     assert_eq!((config.lease.ack_wait_s, config.lease.on_lease_loss), (30.0, OnLeaseLoss::Stop));
     assert_eq!((config.logs.chunk, config.logs.cap), (ByteSize::kib(64), ByteSize::mib(256)));
-    // Every key of the types stands in the file, so that the file documents them all.
-    let written = toml::Value::try_from(&config).expect("serializes");
-    let documented: toml::Value = toml::Value::Table(DEFAULTS.parse().expect("TOML"));
+    // Every key of the types stands in the file, so that the file documents them all. Other classes name what differs.
+    let written = first_class_alone(toml::Value::try_from(&config).expect("serializes"));
+    let documented = first_class_alone(toml::Value::Table(DEFAULTS.parse().expect("TOML")));
     assert_eq!(keys(&written), keys(&documented));
+}
+
+#[test]
+fn the_shipped_classes_are_those_of_the_plan() {
+    let config = load(None, []).expect("valid");
+    let class = |name: &str| &config.classes[&ClassName::new(name).expect("token")];
+    for (name, runtimes, timeout_s, gpus) in [
+        ("cpu_short", vec![Runtime::Native, Runtime::Bash], 60.0, 0),
+        ("cpu_long", vec![Runtime::Docker], 900.0, 0),
+        ("gpu", vec![Runtime::Docker, Runtime::Native, Runtime::Bash], 600.0, 1),
+        ("gpu_slurm", vec![Runtime::Slurm], 3600.0, 1),
+    ] {
+        let class = class(name);
+        assert_eq!((&class.runtimes, class.timeout_s, class.gpus), (&runtimes, timeout_s, gpus), "{name}");
+    }
+    let offered: Vec<&str> = config.offered_classes().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(offered, ["cpu_long", "cpu_short", "gpu"], "nobody has the runtime of gpu_slurm yet");
+}
+
+#[test]
+fn the_engine_is_found_by_its_own_variable_first() {
+    let file = file("[docker]\nhost = \"unix:///file.sock\"\n");
+    let both = [("WINDLASS__DOCKER__HOST", "unix:///ours.sock"), ("DOCKER_HOST", "unix:///theirs.sock")];
+    for (vars, host, origin) in [
+        (&both[..], "unix:///theirs.sock", Origin::Environment("DOCKER_HOST".to_owned())),
+        (&both[..1], "unix:///ours.sock", Origin::Environment("WINDLASS__DOCKER__HOST".to_owned())),
+        (&[("DOCKER_HOST", "")], "unix:///file.sock", Origin::File(file.path().display().to_string())),
+    ] {
+        let config = load(Some(file.path()), env(vars)).expect("valid");
+        assert_eq!((config.docker.host.as_str(), config.origins.of("docker.host")), (host, origin));
+    }
+    for host in ["tcp://127.0.0.1:2375", "ssh://me@there", "unix://relative.sock", "/var/run/docker.sock"] {
+        let found = mistakes("", &[("DOCKER_HOST", host)]);
+        assert_eq!(found.len(), 1, "{found:#?}");
+        assert!(found[0].starts_with(&format!("docker.host = {host:?}: give a socket of this machine")), "{found:#?}");
+        assert!(found[0].ends_with("(environment DOCKER_HOST)"), "{found:#?}");
+    }
+}
+
+fn first_class_alone(mut config: toml::Value) -> toml::Value {
+    config["classes"].as_table_mut().expect("a table").retain(|name, _| name == "cpu_short");
+    config
 }
 
 fn keys(value: &toml::Value) -> Vec<String> {
@@ -131,6 +173,8 @@ fn keys_that_contradict_each_other_are_found_in_the_merged_whole() {
         ("[logs]\ncap = \"100KiB\"\n", "logs.cap = 100KiB"),
         ("[classes.cpu_short]\ntimeout_s = 4000\n", "classes.cpu_short.timeout_s = 4000: more than its ceiling"),
         ("[classes.cpu_short]\nmax_memory = \"1MiB\"\n", "classes.cpu_short.memory = 512MiB: more than its ceiling"),
+        ("[classes.cpu_short]\nruntimes = [\"docker\"]\nmemory = \"2MiB\"\n", "classes.cpu_short.memory = 2MiB: at least 6MiB"),
+        ("[classes.cpu_short]\ngpus = 3\nmax_gpus = 2\n", "classes.cpu_short.gpus = 3: more than its ceiling"),
         ("[classes.cpu_short]\nbackoff = { max_ms = 1 }\n", "classes.cpu_short.backoff.initial_ms = 1000: more than its ceiling"),
     ] {
         let found = mistakes(text, &[]);
@@ -177,7 +221,32 @@ fn every_range_is_held() {
         ("log", "level", "\"a=b=c\""),
         ("log", "format", "\"xml\""),
         ("classes.x", "runtimes", "[]"),
-        ("classes.x", "runtimes", "[\"docker\"]"),
+        ("classes.x", "runtimes", "[\"docker\", \"python\"]"),
+        ("classes.x", "gpus", "1"),
+        ("classes.x", "max_gpus", "2000"),
+        ("classes.x", "network", "\"bridge\""),
+        ("classes.x", "networks", "[\"none\", \"host\"]"),
+        ("classes.x", "networks", "[\"none\", \"container:abc\"]"),
+        ("classes.x", "networks", "[\"none\", \"default\"]"),
+        ("classes.x", "networks", "[\"none\", \"\"]"),
+        ("classes.x", "networks", "[\"none\", \"../x\"]"),
+        ("classes.x", "users", "[\"root\"]"),
+        ("classes.x", "users", "[\"1:\"]"),
+        ("classes.x", "users", "[\"-1\"]"),
+        ("docker", "host", "\"tcp://127.0.0.1:2375\""),
+        ("docker", "images", "[\"a b\"]"),
+        ("docker", "images", "[\"a@sha256:12\"]"),
+        ("docker", "credentials", "\"config.json\""),
+        ("docker", "request_timeout_s", "0"),
+        ("docker", "pull_inactivity_s", "nan"),
+        ("docker", "pull_retry", "{ max_attempts = 0, initial_ms = 1, factor = 1.0, max_ms = 1 }"),
+        ("docker", "pull_retry", "{ max_attempts = 1, initial_ms = 2, factor = 1.0, max_ms = 1 }"),
+        ("docker", "pull_retry", "{ max_attempts = 1, initial_ms = 1, factor = 0.1, max_ms = 1 }"),
+        ("docker", "disk_high_percent", "101"),
+        ("docker", "tmp", "1"),
+        ("tenants.x", "images", "[\"\"]"),
+        ("tenants.x", "mounts", "[\"srv\"]"),
+        ("tenants.x", "mounts", "[\"/srv/../etc\"]"),
         ("classes.x", "timeout_s", "0"),
         ("classes.x", "grace_s", "-1"),
         ("classes.x", "cpus", "0"),

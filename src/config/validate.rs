@@ -9,6 +9,10 @@ use crate::task::assignment::Runtime;
 use crate::task::id::is_token;
 use crate::task::{ByteSize, ClassName};
 
+mod containers;
+
+pub(crate) use containers::MIN_MEMORY as MIN_CONTAINER_MEMORY;
+
 /// A rule that the configuration breaks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mistake {
@@ -42,6 +46,8 @@ fn checked(config: &Config) -> Checks {
     checks.rest(config);
     checks.sandbox(config);
     checks.gpu(config);
+    checks.docker(config);
+    checks.tenants(config);
     if config.classes.is_empty() {
         checks.add("classes", "is empty: a worker serves at least one class; add a table such as [classes.cpu_short]");
     }
@@ -262,14 +268,16 @@ impl Checks {
         self.range(&key("backoff.factor"), c.backoff.factor, 1.0, 100.0, "1 waits the same time always, 2 doubles it");
         self.range(&key("backoff.max_ms"), c.backoff.max_ms, 0, 86_400_000, "these are milliseconds");
         self.at_most(&key("backoff.initial_ms"), c.backoff.initial_ms, "max_ms", c.backoff.max_ms);
+        self.containers(key, c);
     }
 
     fn runtimes(&mut self, key: &str, runtimes: &[Runtime]) {
-        self.rule(key, "`\"native\"`, `\"bash\"`, `\"docker\"`; at least one");
+        self.rule(key, "`\"native\"`, `\"bash\"`, `\"docker\"`, and `\"slurm\"` for a class that a later version serves; at least one");
         if runtimes.is_empty() {
             self.add(key, "= []: a class needs at least one; this version offers native, bash and docker");
         }
-        for runtime in runtimes.iter().filter(|r| !matches!(r, Runtime::Native | Runtime::Bash | Runtime::Docker)) {
+        // A class may be there before the runtime is: it is not served until then, and everybody is told.
+        for runtime in runtimes.iter().filter(|r| !(r.is_offered() || **r == Runtime::Slurm)) {
             self.add(key, format!("names {:?}, which this version does not run; it offers native, bash and docker", runtime.as_str()));
         }
     }

@@ -60,7 +60,7 @@ fn streams(account: &AccountFacts, facts: &Facts) -> Finding {
 
 /// The account's limit is one for each stream, and the stream of tasks has them all.
 fn consumers(account: &AccountFacts, config: &Config) -> Finding {
-    let need = (config.classes.len() * Priority::ALL.len()) as u64;
+    let need = (config.offered_classes().count() * Priority::ALL.len()) as u64;
     let check = Check::new(Area::Jetstream, "consumers", format!("{need} of a stream: one for each class and priority"));
     match account.max_consumers {
         None => check.ok("no limit"),
@@ -172,8 +172,8 @@ mod tests {
             (limited(|a| a.max_storage = Some(0)), Some(("storage", Level::Fail))),
             (limited(|a| (a.streams, a.max_streams) = (5, Some(5))), None),
             (crowded, Some(("streams", Level::Fail))),
-            (limited(|a| a.max_consumers = Some(3)), None),
-            (limited(|a| a.max_consumers = Some(2)), Some(("consumers", Level::Fail))),
+            (limited(|a| a.max_consumers = Some(9)), None),
+            (limited(|a| a.max_consumers = Some(8)), Some(("consumers", Level::Fail))),
             (limited(|a| a.max_ack_pending = Some(1000)), Some(("max_ack_pending", Level::Fail))),
             (limited(|a| a.max_stream_bytes = Some(1 << 30)), Some(("largest stream", Level::Fail))),
             (limited(|a| a.max_bytes_required = true), Some(("sizes", Level::Fail))),

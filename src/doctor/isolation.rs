@@ -209,7 +209,7 @@ fn of_sandbox(facts: &Facts, seen: &Seen, config: &Config) -> Vec<Finding> {
     let report = &seen.capabilities.sandbox;
     let landlock = Check::new(Area::Sandbox, "Landlock", "version 1 or newer; 6 when the worker is not root");
     let wanted = if facts.root { 1 } else { 6 };
-    let needed = config.classes.values().any(|class| class.sandbox != Profile::None);
+    let needed = config.native_classes().any(|(_, class)| class.sandbox != Profile::None);
     let mut findings = vec![match report.landlock_abi {
         abi if abi >= wanted || !needed => landlock.ok(format!("version {abi}")),
         0 => landlock.warn(
@@ -226,7 +226,7 @@ fn of_sandbox(facts: &Facts, seen: &Seen, config: &Config) -> Vec<Finding> {
     } else {
         tenants.warn("all are this user", "sudo windlass doctor   # run the worker as root")
     });
-    findings.extend(config.classes.iter().map(|(name, class)| of_class(&name.to_string(), class, seen, config.sandbox.required)));
+    findings.extend(config.native_classes().map(|(name, class)| of_class(&name.to_string(), class, seen, config.sandbox.required)));
     findings
 }
 
@@ -305,8 +305,8 @@ mod tests {
             (with(|seen| seen.capabilities.sandbox.landlock_abi = 0), &plain, vec![("Landlock", Level::Warn)]),
             (with(|seen| seen.capabilities.sandbox.separate_users = false), &plain, vec![]),
             (with(|seen| seen.capabilities.sandbox.separate_users = false), &two, vec![("tenants", Level::Warn)]),
-            (lacking(false), &plain, vec![("class cpu_short", Level::Fail)]),
-            (lacking(true), &plain, vec![("class cpu_short", Level::Warn)]),
+            (lacking(false), &plain, vec![("class cpu_short", Level::Fail), ("class gpu", Level::Fail)]),
+            (lacking(true), &plain, vec![("class cpu_short", Level::Warn), ("class gpu", Level::Warn)]),
         ] {
             let expected: Vec<(String, Level)> = expected.into_iter().map(|(check, level)| (check.to_owned(), level)).collect();
             assert_eq!(bad(&facts, config), expected, "{facts:?}");

@@ -3,7 +3,7 @@
 use super::{Area, Check, Finding, Level};
 use crate::config::{self, Config};
 use crate::task::Profile;
-use crate::worker::capacity::{Capacity, Machine, Need};
+use crate::worker::capacity::{Capacity, Machine};
 
 /// What was found.
 #[derive(Debug, Clone)]
@@ -73,18 +73,14 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
     let mut findings = vec![release(facts, config), seccomp(facts, config), user_namespaces(facts, config)];
     findings.push(processes(facts, config, slots));
     findings.push(open_files(facts, slots));
-    findings.extend(classes_that_never_fit(config, &capacity));
-    let wanted = "every class fits into what the worker gives out";
-    if findings.iter().all(|finding| finding.area != Area::Capacity) {
-        let Machine { cpus, memory, .. } = facts.machine;
-        let found = format!("{slots} slots on {cpus} CPUs and {} MiB", memory >> 20);
-        findings.push(Check::new(Area::Capacity, "slots", wanted).ok(found));
-    }
+    let Machine { cpus, memory, .. } = facts.machine;
+    let found = format!("{slots} slots on {cpus} CPUs and {} MiB", memory >> 20);
+    findings.push(Check::new(Area::Capacity, "slots", "room for tasks; which classes fit is told below").ok(found));
     findings
 }
 
 fn release(facts: &Facts, config: &Config) -> Finding {
-    let sandboxed = config.classes.values().any(|class| class.sandbox != Profile::None);
+    let sandboxed = config.native_classes().any(|(_, class)| class.sandbox != Profile::None);
     let (least, why) = match (facts.root, sandboxed) {
         (false, true) => ((6, 12), "Landlock keeps tasks of one user from signalling each other"),
         _ => ((5, 14), "cgroup.kill ends a tree in one stroke"),
@@ -98,7 +94,7 @@ fn release(facts: &Facts, config: &Config) -> Finding {
 
 /// How bad it is to lack something that these profiles need.
 fn lack(config: &Config, needs: impl Fn(Profile) -> bool) -> Option<Level> {
-    let needed = config.classes.values().any(|class| needs(class.sandbox));
+    let needed = config.native_classes().any(|(_, class)| needs(class.sandbox));
     needed.then_some(if config.sandbox.required { Level::Fail } else { Level::Warn })
 }
 
@@ -134,9 +130,13 @@ fn user_namespaces(facts: &Facts, config: &Config) -> Finding {
 }
 
 fn processes(facts: &Facts, config: &Config, slots: u64) -> Finding {
-    let pids = config.classes.values().map(|class| class.pids).max().unwrap_or(0);
-    let need = slots.saturating_mul(pids);
-    let check = Check::new(Area::Kernel, "processes", format!("{need}: {slots} slots with {pids} each, and room for the machine's own"));
+    let of_class = |class: &config::Class| {
+        let slots = if class.slots == 0 { slots } else { slots.min(class.slots.into()) };
+        slots.saturating_mul(class.pids)
+    };
+    let need = config.offered_classes().map(|(_, class)| of_class(class)).max().unwrap_or(0);
+    let check =
+        Check::new(Area::Kernel, "processes", format!("{need} of the tasks that may run at one time, and room for the machine's own"));
     // Root is not bound by the resource limit.
     let own = facts.processes.filter(|_| !facts.root).unwrap_or(u64::MAX);
     let limits = [("kernel.pid_max", facts.tasks[0]), ("kernel.threads-max", facts.tasks[1]), ("ulimit -u", own)];
@@ -158,17 +158,6 @@ fn open_files(facts: &Facts, slots: u64) -> Finding {
         Some(most) if most >= need => check.ok(format!("{most}")),
         Some(most) => check.warn(format!("{most} (ulimit -n)"), "ulimit -n 65536   # in the worker's unit: LimitNOFILE=65536"),
     }
-}
-
-fn classes_that_never_fit(config: &Config, capacity: &Capacity) -> Vec<Finding> {
-    let too_large = config.classes.iter().filter(|(_, class)| !capacity.could_hold(Need::new(class.cpus, class.memory.bytes())));
-    let finding = |(name, class): (&crate::task::ClassName, &config::Class)| {
-        let check = Check::new(Area::Capacity, format!("class {name}"), "its defaults fit into what the worker gives out");
-        let found = format!("{} CPUs and {} are more than [capacity] allows", class.cpus, class.memory);
-        let upper = name.to_string().to_uppercase();
-        check.fail(found, format!("export WINDLASS__CLASSES__{upper}__MEMORY=256MiB   # or raise capacity.cpus and capacity.memory"))
-    };
-    too_large.map(finding).collect()
 }
 
 #[cfg(test)]
@@ -198,7 +187,6 @@ mod tests {
         assert_eq!(levels(&fine(), &plain), []);
         let strict = config::load_text("[classes.s]\nsandbox = \"strict\"").unwrap();
         let relaxed = config::load_text("[sandbox]\nrequired = false\n[classes.s]\nsandbox = \"strict\"").unwrap();
-        let large = config::load_text("[capacity]\nmemory = \"1GiB\"\n[classes.s]\nmemory = \"2GiB\"").unwrap();
         let closed = || Err("kernel.unprivileged_userns_clone = 0".to_owned());
         let user = Facts { root: false, processes: None, ..fine() };
         for (facts, config, expected, why) in [
@@ -215,7 +203,6 @@ mod tests {
             (Facts { tasks: [1024, 100_000], ..fine() }, &plain, vec![("processes", Level::Warn)], "four slots of 256"),
             (Facts { processes: Some(500), ..user.clone() }, &plain, vec![("processes", Level::Warn)], "a user's own limit"),
             (Facts { open_files: Some(200), ..fine() }, &plain, vec![("open files", Level::Warn)], "too few"),
-            (fine(), &large, vec![("class s", Level::Fail)], "the worker would not start"),
         ] {
             let expected: Vec<(String, Level)> = expected.into_iter().map(|(check, level)| (check.to_owned(), level)).collect();
             assert_eq!(levels(&facts, config), expected, "{why}");

@@ -93,13 +93,13 @@ pub(super) fn backoff(retry: &Retry, policy: &Policy<'_>) -> Result<Decided<Back
     Ok(backoff)
 }
 
-fn within(field: &str, value: f64, least: f64, most: f64) -> Result<(), Rejection> {
+pub(super) fn within(field: &str, value: f64, least: f64, most: f64) -> Result<(), Rejection> {
     if !value.is_finite() || value < least {
         return Err(invalid(format!("{field}: {value} is too small; at least {least}")));
     }
     below(field, value, most)
 }
 
-fn below<T: PartialOrd + Display>(field: &str, value: T, ceiling: T) -> Result<(), Rejection> {
+pub(super) fn below<T: PartialOrd + Display>(field: &str, value: T, ceiling: T) -> Result<(), Rejection> {
     if value > ceiling { Err(above(field, value, ceiling)) } else { Ok(()) }
 }

@@ -1,15 +1,17 @@
 //! What a container is made of, and whether its tenant and class may have it.
 
 use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
-use super::service;
-use super::{Decided, Policy, Rejection, Source, above, invalid, reject};
+use super::{Decided, Policy, Rejection, Source, invalid, reject, service};
+use crate::config::MIN_CONTAINER_MEMORY;
 use crate::intake::Task;
 use crate::task::assignment::Execution;
-use crate::task::{ByteSize, HealthCheck, ImageRef, Mount, MountRoot, PullPolicy, Reason, ServiceSpec};
+use crate::task::{ByteSize, HealthCheck, ImageRef, Mount, MountRoot, PullPolicy, Reason, ServiceSpec, is_user};
 
-/// Less than this the engine refuses.
-pub(super) const MIN_MEMORY: u64 = 6 << 20;
+#[cfg(test)]
+mod tests;
+
 /// Most services of one task.
 const MOST_SERVICES: usize = 16;
 /// Most mounts of one container.
@@ -119,8 +121,9 @@ fn registry_secret(task: &Task) -> Result<Option<String>, Rejection> {
 
 /// What a container needs beyond what every task does.
 pub(super) fn check_memory(bytes: u64) -> Result<(), Rejection> {
-    if bytes < MIN_MEMORY {
-        return Err(invalid(format!("execution.resources.memory: {bytes} bytes are too little for a container; at least 6MiB")));
+    if bytes < MIN_CONTAINER_MEMORY.bytes() {
+        let error = format!("execution.resources.memory: {bytes} bytes are too little for a container; at least {MIN_CONTAINER_MEMORY}");
+        return Err(invalid(error));
     }
     Ok(())
 }
@@ -146,13 +149,10 @@ fn arguments(field: &str, argv: Option<&[String]>) -> Result<(), Rejection> {
 
 fn user(field: &str, asked: Option<&str>, policy: &Policy<'_>) -> Result<Decided<ContainerUser>, Rejection> {
     let Some(asked) = asked else { return Ok(Decided { value: ContainerUser::Tenant, from: Source::Default }) };
-    let is_id = |text: &str| text.parse::<u32>().is_ok();
-    let value = match asked.split_once(':') {
-        None if asked == "image" => ContainerUser::Image,
-        None if is_id(asked) => ContainerUser::Id(asked.to_owned()),
-        Some((uid, gid)) if is_id(uid) && is_id(gid) => ContainerUser::Id(asked.to_owned()),
-        None | Some(_) => return Err(invalid(format!("{field}: {asked:?} is no user; write uid, uid:gid, or image"))),
-    };
+    if !is_user(asked) {
+        return Err(invalid(format!("{field}: {asked:?} is no user; write uid, uid:gid, or image")));
+    }
+    let value = if asked == "image" { ContainerUser::Image } else { ContainerUser::Id(asked.to_owned()) };
     if !policy.class.users.iter().any(|user| user == asked) {
         let error =
             format!("{field}: {asked:?} is not allowed in this class; allowed are the tenant's own user{}", listed(&policy.class.users));
@@ -190,21 +190,12 @@ fn mounts(field: &str, mounts: &[Mount], task: &Task, policy: &Policy<'_>) -> Re
     let mut targets = BTreeSet::new();
     let mut allowed = Vec::new();
     for (at, mount) in mounts.iter().enumerate() {
-        for (key, path) in [("source", &mount.source), ("target", &mount.target)] {
-            let plain = path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "..");
-            if !plain {
-                return Err(invalid(format!("{field}[{at}].{key}: {path:?} must be an absolute path without \"..\"")));
-            }
-        }
-        let target = mount.target.trim_end_matches('/');
-        let reserved = ["", "/proc", "/sys", "/dev", "/windlass"];
-        if reserved.iter().any(|r| target == *r || (!r.is_empty() && target.starts_with(&format!("{r}/")))) {
-            return Err(invalid(format!("{field}[{at}].target: {:?} belongs to the system or to Windlass; mount elsewhere", mount.target)));
-        }
-        if !targets.insert(target.to_owned()) {
+        let source = plain_path(&format!("{field}[{at}].source"), &mount.source)?;
+        let target = target(&format!("{field}[{at}].target"), &mount.target)?;
+        if !targets.insert(target) {
             return Err(invalid(format!("{field}[{at}].target: {:?} is mounted twice", mount.target)));
         }
-        let below = |root: &&MountRoot| std::path::Path::new(&mount.source).starts_with(&root.path);
+        let below = |root: &&MountRoot| source.starts_with(&root.path);
         let root = policy.mount_roots().iter().filter(below).find(|root| mount.read_only || !root.read_only);
         let Some(root) = root else {
             let how = if mount.read_only { "" } else { " for writing" };
@@ -218,6 +209,28 @@ fn mounts(field: &str, mounts: &[Mount], task: &Task, policy: &Policy<'_>) -> Re
         allowed.push(AllowedMount { mount: mount.clone(), root: root.clone() });
     }
     Ok(allowed)
+}
+
+/// An absolute path that leads nowhere else by itself.
+fn plain_path(field: &str, path: &str) -> Result<PathBuf, Rejection> {
+    let plain = path.starts_with('/') && !path.contains('\0') && !path.split('/').any(|part| part == "..");
+    // Its components: without doubled slashes and single dots, which would be other words for the same place.
+    if plain {
+        Ok(Path::new(path).components().collect())
+    } else {
+        Err(invalid(format!("{field}: {path:?} must be an absolute path without \"..\"")))
+    }
+}
+
+/// Where something may appear in a container.
+pub(super) fn target(field: &str, path: &str) -> Result<PathBuf, Rejection> {
+    let target = plain_path(field, path)?;
+    let whole = ["/", "/tmp"].iter().any(|taken| target == Path::new(taken));
+    let inside = ["/proc", "/sys", "/dev", "/windlass", "/windlass-secrets"].iter().any(|taken| target.starts_with(taken));
+    if whole || inside {
+        return Err(invalid(format!("{field}: {path:?} belongs to the system or to Windlass; choose another place")));
+    }
+    Ok(target)
 }
 
 /// The services, each after those that it depends on.
@@ -237,6 +250,9 @@ fn services(task: &Task, policy: &Policy<'_>, pull: PullPolicy) -> Result<Vec<Se
                 spec.name
             )));
         }
+        if spec.name == "localhost" {
+            return Err(invalid(format!("{}: \"localhost\" is the container's own; choose another", field("name"))));
+        }
         if specs[..at].iter().any(|other| other.name == spec.name) {
             return Err(invalid(format!("{}: {:?} is there twice", field("name"), spec.name)));
         }
@@ -246,6 +262,7 @@ fn services(task: &Task, policy: &Policy<'_>, pull: PullPolicy) -> Result<Vec<Se
         for (key, argv) in [("entrypoint", &spec.entrypoint), ("command", &spec.command)] {
             arguments(&field(key), argv.as_deref())?;
         }
+        service::check(at, spec, policy)?;
         services.push(Service {
             name: spec.name.clone(),
             image: image(&field("image"), &spec.image, task, policy)?,
@@ -258,13 +275,6 @@ fn services(task: &Task, policy: &Policy<'_>, pull: PullPolicy) -> Result<Vec<Se
             health: health(&field("health"), spec.health.as_ref())?,
             spec: spec.clone(),
         });
-        service::check(at, spec)?;
-        if let Some(cpus) = spec.cpus.filter(|cpus| *cpus > policy.class.max_cpus) {
-            return Err(above(&field("cpus"), cpus, policy.class.max_cpus));
-        }
-        if let Some(memory) = spec.memory.filter(|memory| *memory > policy.class.max_memory) {
-            return Err(above(&field("memory"), memory, policy.class.max_memory));
-        }
     }
     in_order(services)
 }

@@ -1,42 +1,35 @@
 //! What a service's own fields must be like, beyond what every container's must.
 
-use super::container::MIN_MEMORY;
-use super::{Rejection, invalid};
+use std::collections::BTreeSet;
+
+use super::bounds::{below, within};
+use super::container::target;
+use super::{Policy, Rejection, check_variables, invalid};
+use crate::config::MIN_CONTAINER_MEMORY;
 use crate::task::ServiceSpec;
 
-/// Directories that belong to the system.
-const RESERVED: [&str; 4] = ["", "/proc", "/sys", "/dev"];
-
 /// Limits, environment and directories of the service at `at`.
-pub(super) fn check(at: usize, spec: &ServiceSpec) -> Result<(), Rejection> {
+pub(super) fn check(at: usize, spec: &ServiceSpec, policy: &Policy<'_>) -> Result<(), Rejection> {
     let field = |key: &str| format!("services[{at}].{key}");
-    if let Some(cpus) = spec.cpus.filter(|cpus| !(0.01..=10_000.0).contains(cpus)) {
-        return Err(invalid(format!("{}: {cpus}; allowed is 0.01 to 10000", field("cpus"))));
+    check_variables(&field("env"), &spec.env)?;
+    if let Some(cpus) = spec.cpus {
+        within(&field("cpus"), cpus, 0.01, policy.class.max_cpus)?;
     }
-    if let Some(memory) = spec.memory.filter(|memory| memory.bytes() < MIN_MEMORY) {
-        return Err(invalid(format!("{}: {memory} is too little for a container; at least 6MiB", field("memory"))));
-    }
-    for (name, value) in &spec.env {
-        if name.is_empty() || name.contains(['=', '\0']) || value.contains('\0') {
-            return Err(invalid(format!(
-                "{}: {name:?} cannot be an environment variable: no empty names, no '=' in names, no NUL bytes",
-                field("env")
-            )));
+    if let Some(memory) = spec.memory {
+        below(&field("memory"), memory, policy.class.max_memory)?;
+        if memory < MIN_CONTAINER_MEMORY {
+            return Err(invalid(format!("{}: {memory} is too little for a container; at least {MIN_CONTAINER_MEMORY}", field("memory"))));
         }
     }
-    for (n, dir) in spec.tmpfs.iter().enumerate() {
-        let plain = dir.starts_with('/') && !dir.contains(['\0', ':', ',']) && !dir.split('/').any(|part| part == "..");
-        let bare = dir.trim_end_matches('/');
-        let reserved = RESERVED.iter().any(|r| bare == *r || (!r.is_empty() && bare.starts_with(&format!("{r}/"))));
-        if !plain || reserved {
-            return Err(invalid(format!(
-                "{}[{n}]: {dir:?} must be an absolute path without \"..\", colons and commas, not / nor below /proc, /sys and /dev",
-                field("tmpfs")
-            )));
+    let mut taken: BTreeSet<_> = spec.mounts.iter().filter_map(|mount| target("", &mount.target).ok()).collect();
+    for (number, path) in spec.tmpfs.iter().enumerate() {
+        let field = format!("{}[{number}]", field("tmpfs"));
+        // The engine takes options behind a colon.
+        if path.contains([':', ',']) {
+            return Err(invalid(format!("{field}: {path:?} must be a path without colons and commas")));
         }
-        let taken = |other: &str| other.trim_end_matches('/') == bare;
-        if spec.tmpfs[..n].iter().any(|other| taken(other)) || spec.mounts.iter().any(|mount| taken(&mount.target)) {
-            return Err(invalid(format!("{}[{n}]: {dir:?} is mounted twice", field("tmpfs"))));
+        if !taken.insert(target(&field, path)?) {
+            return Err(invalid(format!("{field}: {path:?} is mounted twice")));
         }
     }
     Ok(())

@@ -155,6 +155,15 @@ pub enum Runtime {
 }
 
 impl Runtime {
+    /// Whether workers of this version run it.
+    #[must_use]
+    pub fn is_offered(self) -> bool {
+        match self {
+            Self::Native | Self::Bash | Self::Docker => true,
+            Self::Python | Self::Grpc | Self::Slurm | Self::Runner => false,
+        }
+    }
+
     /// The word on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {

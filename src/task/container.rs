@@ -157,3 +157,15 @@ impl From<MountRoot> for String {
         root.text
     }
 }
+
+/// Whether `text` is a user of a container: `uid`, `uid:gid`, or `image` for the image's own. Names are none, for what they mean
+/// is the image's to say.
+#[must_use]
+pub fn is_user(text: &str) -> bool {
+    // The highest number stands for none.
+    let is_id = |id: &str| id.bytes().all(|b| b.is_ascii_digit()) && id.parse::<u32>().is_ok_and(|id| id != u32::MAX);
+    match text.split_once(':') {
+        None => text == "image" || is_id(text),
+        Some((uid, gid)) => is_id(uid) && is_id(gid),
+    }
+}

@@ -100,6 +100,8 @@ impl Fleet {
             ("SWEEPER__INTERVAL_S", "0"),
             ("STREAMS__LOGS_MAX", "2GiB"),
             ("STREAMS__MAX_WAITING", "512"),
+            // Whose machine this is may have an engine of its own.
+            ("DOCKER__HOST", ""),
             ("CGROUP__PARENT", &leftovers::cgroup_place(&format!("windlass-test-{prefix}"))),
             ("SANDBOX__WRITE_PATHS", &format!("[{:?}]", dir)),
             ("SANDBOX__READ_PATHS", &read_paths(&programs)),

@@ -118,8 +118,9 @@ async fn what_cannot_be_run_fails_with_its_reason() {
         ("a directory as program", Job::argv(["/tmp"]), Reason::SpawnFailed, "/tmp"),
         ("missing directory", Job::argv(["true"]).set("/execution/working_dir", "/no/such/dir"), Reason::SpawnFailed, "/no/such/dir"),
         ("a file as directory", Job::argv(["true"]).set("/execution/working_dir", plain.as_str()), Reason::SpawnFailed, "plain-file"),
-        ("a runtime of another worker", Job::argv(["true"]).set("/execution/runtime", "docker"), Reason::Unschedulable, "docker"),
-        ("a GPU", Job::argv(["true"]).set("/execution/resources/gpus", 1), Reason::Unschedulable, "gpus"),
+        ("a runtime of a later version", Job::argv(["true"]).set("/execution/runtime", "python"), Reason::Unschedulable, "python"),
+        ("a runtime of another class", Job::argv(["true"]).set("/execution/runtime", "docker"), Reason::PolicyRefused, "docker"),
+        ("a GPU", Job::argv(["true"]).set("/execution/resources/gpus", 1), Reason::PolicyRefused, "gpus"),
         ("half a secret", Job::argv(["true"]).set("/secrets", json!([{"name": "x"}])), Reason::InvalidAssignment, "secrets"),
         (
             "another's secret",

@@ -123,7 +123,7 @@ async fn on_a_good_machine_nothing_fails_and_nothing_is_changed_or_left() {
     for check in said.named("warn") {
         assert!(MAY_WARN.contains(&check), "{check} warns: {}", said.text);
     }
-    let areas = ["capacity", "cgroups", "disk", "jetstream", "kernel", "nats", "rights", "sandbox", "streams", "supervisor"];
+    let areas = ["capacity", "cgroups", "disk", "docker", "jetstream", "kernel", "nats", "rights", "sandbox", "streams", "supervisor"];
     assert_eq!(said.areas(), BTreeSet::from(areas), "{}", said.text);
     let fsync = said.find("fsync");
     assert!(fsync["level"] == "warn" && fsync["found"].as_str().unwrap().contains("cannot be seen from here"), "{fsync}");
@@ -206,7 +206,7 @@ async fn without_nats_everything_of_the_machine_is_told_and_the_code_is_6() {
     command.args(["doctor", "-o", "json", "--server", "nats://me:hunter2@127.0.0.1:1"]);
     let said = Said::of(&ended(command).await);
     assert_eq!(said.code, Some(6), "{}", said.text);
-    assert_eq!(said.areas(), BTreeSet::from(["capacity", "cgroups", "disk", "kernel", "nats", "sandbox", "supervisor"]));
+    assert_eq!(said.areas(), BTreeSet::from(["capacity", "cgroups", "disk", "docker", "kernel", "nats", "sandbox", "supervisor"]));
     let connection = said.find("connection");
     assert!(connection["level"] == "fail" && connection["mend"].as_str().unwrap().contains("NATS_URL"), "{connection}");
     assert!(!said.text.contains("hunter2"), "a password is nobody's to read: {}", said.text);
@@ -247,7 +247,7 @@ async fn a_server_that_is_too_old_is_named_with_the_floor() {
 
 #[tokio::test]
 async fn what_a_server_cannot_hold_or_take_is_named() {
-    let limits = "accounts { A { jetstream { max_mem: 0, max_file: 1TB, max_streams: 6, max_consumers: 3 }, users: [ { user: boss, password: boss } ] } }\n\
+    let limits = "accounts { A { jetstream { max_mem: 0, max_file: 1TB, max_streams: 6, max_consumers: 9 }, users: [ { user: boss, password: boss } ] } }\n\
         no_auth_user: boss\nmax_payload: 65536";
     let Some(fleet) = configured(limits, &[]).await else { return };
     let said = Said::of(&ended(doctor(&fleet, &[])).await);

@@ -202,7 +202,8 @@ fn refused() -> Vec<(&'static str, Job)> {
         ("a wrong type", job().set("/retry/backoff/factor", "twice")),
         ("a version from the future", job().set("/v", 2)),
         ("a deep context", job().set("/context", (0..40).fold(json!(1), |inner, _| json!([inner])))),
-        ("a runtime of another worker", job().set("/execution/runtime", "docker")),
+        ("a runtime of a later version", job().set("/execution/runtime", "python")),
+        ("a container in a class without", job().set("/execution/runtime", "docker").set("/execution/image", "redis")),
         ("a runtime that its class does not allow", {
             let mut job = job();
             job.class = "bare".to_owned();
@@ -277,7 +278,7 @@ async fn every_form_of_a_file_is_planned_without_a_server() {
     }
     for (bytes, args, code) in [
         (one.to_string(), vec![], 0),
-        (one.to_string(), vec!["--class", "gpu"], 1),
+        (one.to_string(), vec!["--class", "batch"], 1),
         ("hello".to_owned(), vec![], 2),
         (String::new(), vec![], 2),
         (one.to_string(), vec!["--tenant", "a.b"], 2),
@@ -285,7 +286,7 @@ async fn every_form_of_a_file_is_planned_without_a_server() {
         let output = plan_of(bytes.as_bytes(), &args).await;
         assert_eq!(output.status.code(), Some(code), "{bytes} {args:?}: {output:?}");
     }
-    let unserved = json_lines(&plan_of(one.to_string().as_bytes(), &["--class", "gpu"]).await);
+    let unserved = json_lines(&plan_of(one.to_string().as_bytes(), &["--class", "batch"]).await);
     assert_eq!(unserved[0]["refusal"]["reason"], Value::Null, "no worker says anything of it: {unserved:?}");
 }
 

@@ -52,7 +52,7 @@ fn config_show_says_who_set_each_key() {
         ("bus.prefix", json!("from-an-option"), "option", json!("--prefix")),
         ("classes.gpu.slots", json!(2), "file", json!(file)),
         ("classes.gpu.pids", json!(7), "environment", json!("WINDLASS__CLASSES__GPU__PIDS")),
-        ("classes.gpu.cpus", json!(1.0), "default", Value::Null),
+        ("classes.gpu.cpus", json!(4.0), "default", Value::Null),
         ("logs.window", json!(16), "default", Value::Null),
     ] {
         let own: Vec<_> = lines.iter().filter(|line| line["key"] == key).collect();

@@ -53,6 +53,7 @@ impl Wish {
         let mut protected = vec![state_dir.clone()];
         protected.extend(Some(PathBuf::from(&config.bus.creds)).filter(|p| !p.as_os_str().is_empty()));
         protected.extend(config.source.clone());
+        protected.extend(Some(PathBuf::from(&config.docker.credentials)).filter(|p| !p.as_os_str().is_empty()));
         // Made now: what the supervisor hides is decided when it starts.
         let has_secrets = config.tenants.values().any(|tenant| !tenant.secrets.is_empty());
         let secrets_dir = has_secrets.then(|| secrets_dir(&config.worker.secrets_dir)).flatten();
