@@ -2,7 +2,7 @@
 
 use std::io::Write as _;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,10 +20,12 @@ pub mod secrets;
 mod inside;
 mod leavings;
 mod removal;
+mod view;
 
 pub use inside::{Inside, Unusable};
 pub use leavings::Leavings;
 pub use removal::remove_tree;
+pub use view::{INSIDE, SECRETS_INSIDE, View};
 
 /// Name of the result in an attempt's directory.
 pub const RESULT: &str = "result.json";
@@ -120,6 +122,19 @@ impl Workspace {
         &self.root
     }
 
+    /// Opens it to its group, which is `gid`: for a container whose user is not known here and is in that group as well.
+    ///
+    /// # Errors
+    /// The system's answer.
+    pub fn open_to(&self, gid: u32) -> Result<(), PrepareError> {
+        for path in [&self.dir, &self.outputs, &self.root] {
+            std::os::unix::fs::lchown(path, None, Some(gid))
+                .and_then(|()| std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o770)))
+                .map_err(|error| PrepareError { path: path.clone(), error })?;
+        }
+        Ok(())
+    }
+
     fn give(&self, path: &Path) -> Result<(), PrepareError> {
         let Some(User { uid, gid }) = self.owner else { return Ok(()) };
         std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|error| PrepareError { path: path.to_owned(), error })
@@ -210,8 +225,8 @@ pub struct Facts<'a> {
     pub gpus: Option<&'a [String]>,
     /// Secrets of the task.
     pub secrets: &'a [secrets::Value],
-    /// Variables with the paths of those that are files.
-    pub secret_files: &'a [(String, String)],
+    /// Those of them that are files.
+    pub secret_files: &'a secret_files::SecretFiles,
 }
 
 /// Puts together what the supervisor is to start.
@@ -228,8 +243,34 @@ pub fn launch(plan: &Plan, workspace: &Workspace, facts: &Facts<'_>) -> Result<L
     let argv = plan.program.argv(&workspace.script().to_string_lossy());
     let cwd = cwd(&workspace.dir, execution.working_dir.as_deref());
     let stdin = stdin(execution.stdin.as_deref()).map_err(|error| PrepareError { path: "standard input".into(), error })?;
-    let env = environment::environment(workspace, &plan.secrets, facts);
+    let env = environment::environment(&View::native(workspace), plan, facts);
     Ok(Launch { argv, env, cwd: cwd.to_string_lossy().into_owned(), stdin })
+}
+
+/// What a container is given of its task. Its environment is not printed: secrets are in it.
+pub struct Contained {
+    /// The environment beyond the image's own.
+    pub env: Vec<(String, String)>,
+    /// Working directory; none for the image's own.
+    pub working_dir: Option<String>,
+}
+
+impl std::fmt::Debug for Contained {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Contained").field("working_dir", &self.working_dir).finish_non_exhaustive()
+    }
+}
+
+/// Puts together what a container is given; `has_own_dir` when its image names a working directory.
+#[must_use]
+pub fn contained(plan: &Plan, facts: &Facts<'_>, has_own_dir: bool) -> Contained {
+    let view = View::contained();
+    let asked = facts.task.assignment.execution.working_dir.as_deref();
+    let working_dir = match asked {
+        None if has_own_dir => None,
+        asked => Some(cwd(Path::new(&view.dir), asked).to_string_lossy().into_owned()),
+    };
+    Contained { env: environment::environment(&view, plan, facts), working_dir }
 }
 
 /// Where a task runs, with `dir` as its own directory.

@@ -39,6 +39,7 @@ use crate::bus::control::Cancels;
 use crate::bus::provision::{self, UnfitStreams};
 use crate::bus::{Bus, BusError, ConnectError, Patience};
 use crate::config::{Config, OnLeaseLoss};
+use crate::execute::docker::Containers;
 use crate::execute::gpu::{GpuError, Gpus};
 use crate::execute::native::sandbox::Wish;
 use crate::execute::native::{Capabilities, StartError, Supervisor};
@@ -76,6 +77,7 @@ pub struct Shared {
     pub(crate) sink: Arc<Bus>,
     pub(crate) instance: Instance,
     pub(crate) supervisor: Supervisor,
+    pub(crate) containers: Arc<Containers>,
     pub(crate) cancels: Cancels,
     pub(crate) capacity: Arc<Capacity>,
     pub(crate) ground: Ground,
@@ -186,6 +188,7 @@ pub async fn run(mut config: Config, shutdown: Shutdown, endpoint: Endpoint) -> 
     let ground = Ground::new(instance.dir());
     let (streams, pulls) = (Streams::default(), Pulls::default());
     let running = AtomicU32::new(0);
+    let containers = Arc::new(Containers::new(&config.docker, &config.worker.state_dir));
     let clock = Clock::default();
     // Before the first task: the first decision counts too.
     clock.look(&bus).await;
@@ -195,6 +198,7 @@ pub async fn run(mut config: Config, shutdown: Shutdown, endpoint: Endpoint) -> 
         sink,
         instance,
         supervisor,
+        containers,
         cancels,
         capacity,
         ground,
@@ -288,6 +292,8 @@ fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
     background.spawn(clear_away(of(shared)));
     let ground = of(shared);
     background.spawn(async move { ground.ground.watch().await });
+    let containers = Arc::clone(&shared.containers);
+    background.spawn(async move { containers.watch().await });
     let streams = of(shared);
     background.spawn(async move { streams.streams.watch(&streams).await });
     let clock = of(shared);

@@ -1,24 +1,26 @@
 //! The environment of a task: which variables there are, and who gives each. The same list answers a dry run.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use secrecy::ExposeSecret as _;
 
-use super::{Facts, Workspace};
+use super::{Facts, SECRETS_INSIDE, View};
 use crate::intake::Task;
-use crate::plan::Secret;
+use crate::plan::{Plan, Secret};
+use crate::task::assignment::Runtime;
 use crate::task::secret::SecretAs;
 
 /// How a value that the worker gives is found.
-type Told = fn(&Workspace, &Facts<'_>) -> String;
+type Told = fn(&View, &Facts<'_>) -> String;
 
 /// What a task may set otherwise.
-const DEFAULTS: [(&str, Told); 3] =
-    [("PATH", |_, facts| facts.path.to_owned()), ("HOME", |workspace, _| text(&workspace.dir)), ("LANG", |_, _| "C.UTF-8".to_owned())];
+const HOME: (&str, Told) = ("HOME", |view, _| view.dir.clone());
+
+/// Likewise, on the machine itself: an image has its own.
+const DEFAULTS: [(&str, Told); 2] = [("PATH", |_, facts| facts.path.to_owned()), ("LANG", |_, _| "C.UTF-8".to_owned())];
 
 /// Where it has no `/tmp` of its own.
-const TMPDIR: (&str, Told) = ("TMPDIR", |workspace, _| text(&workspace.tmp));
+const TMPDIR: (&str, Told) = ("TMPDIR", |view, _| view.tmp.clone());
 
 /// What nobody may change.
 const FIXED: [(&str, Told); 9] = [
@@ -27,10 +29,10 @@ const FIXED: [(&str, Told); 9] = [
     ("WINDLASS_FENCE", |_, facts| facts.fence.to_string()),
     ("WINDLASS_TENANT", |_, facts| facts.task.tenant.to_string()),
     ("WINDLASS_CLASS", |_, facts| facts.task.class.to_string()),
-    ("WINDLASS_WORKDIR", |workspace, _| text(&workspace.dir)),
-    ("WINDLASS_RESULT", |workspace, _| text(&workspace.result)),
-    ("WINDLASS_PROGRESS", |workspace, _| text(&workspace.progress)),
-    ("WINDLASS_OUTPUTS", |workspace, _| text(&workspace.outputs)),
+    ("WINDLASS_WORKDIR", |view, _| view.dir.clone()),
+    ("WINDLASS_RESULT", |view, _| view.result.clone()),
+    ("WINDLASS_PROGRESS", |view, _| view.progress.clone()),
+    ("WINDLASS_OUTPUTS", |view, _| view.outputs.clone()),
 ];
 
 /// Where there are GPUs, and in containers: those that it may use, or that it has none. An image or a runtime that knows
@@ -44,10 +46,6 @@ fn devices(facts: &Facts<'_>, none: &str) -> String {
 
 /// Where its publisher's message has a trace context.
 const TRACEPARENT: (&str, Told) = ("TRACEPARENT", |_, facts| facts.traceparent.unwrap_or_default().to_owned());
-
-fn text(path: &Path) -> String {
-    path.to_string_lossy().into_owned()
-}
 
 /// Who gives a variable.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +75,9 @@ impl Giver<'_> {
 #[must_use]
 pub fn variables<'a>(task: &'a Task, secrets: &'a [Secret], private_tmp: bool, traced: bool, gpus: bool) -> BTreeMap<String, Giver<'a>> {
     let worker = |(name, told): (&str, Told)| (name.to_owned(), Giver::Worker(told));
-    let defaults = DEFAULTS.into_iter().chain((!private_tmp).then_some(TMPDIR)).map(worker);
+    let contained = task.assignment.execution.runtime == Runtime::Docker;
+    let native = DEFAULTS.into_iter().chain((!private_tmp).then_some(TMPDIR)).filter(|_| !contained);
+    let defaults = std::iter::once(HOME).chain(native).map(worker);
     let own = task.assignment.execution.env.iter().map(|(name, value)| (name.clone(), Giver::Assignment(value)));
     let secrets = secrets.iter().map(|secret| (secret.variable(), Giver::Secret(secret)));
     let fixed = FIXED.into_iter().chain(traced.then_some(TRACEPARENT)).chain(GPUS.into_iter().filter(|_| gpus)).map(worker);
@@ -85,29 +85,30 @@ pub fn variables<'a>(task: &'a Task, secrets: &'a [Secret], private_tmp: bool, t
 }
 
 /// The variables with their values.
-pub(super) fn environment(workspace: &Workspace, secrets: &[Secret], facts: &Facts<'_>) -> Vec<(String, String)> {
-    let variables = variables(facts.task, secrets, facts.private_tmp, facts.traceparent.is_some(), facts.gpus.is_some());
+pub(super) fn environment(view: &View, plan: &Plan, facts: &Facts<'_>) -> Vec<(String, String)> {
+    let variables = variables(facts.task, &plan.secrets, facts.private_tmp, facts.traceparent.is_some(), facts.gpus.is_some());
     let valued = variables.into_iter().filter_map(|(name, giver)| {
         let value = match giver {
-            Giver::Worker(told) => told(workspace, facts),
+            Giver::Worker(told) => told(view, facts),
             Giver::Assignment(value) => value.to_owned(),
-            Giver::Secret(secret) => secret_value(secret, facts)?,
+            Giver::Secret(secret) => secret_value(secret, facts, plan.container.is_some())?,
         };
         Some((name, value))
     });
     valued.collect()
 }
 
-fn secret_value(secret: &Secret, facts: &Facts<'_>) -> Option<String> {
+fn secret_value(secret: &Secret, facts: &Facts<'_>, contained: bool) -> Option<String> {
     match secret.delivery {
         SecretAs::Env => {
             let value = facts.secrets.iter().find(|value| value.secret == *secret)?;
             // Only values that are text come so far as to be variables.
             Some(String::from_utf8_lossy(value.value.expose_secret()).into_owned())
         }
+        SecretAs::File if contained => Some(format!("{SECRETS_INSIDE}/{}", secret.name)),
         SecretAs::File => {
             let variable = secret.variable();
-            facts.secret_files.iter().find(|(name, _)| *name == variable).map(|(_, path)| path.clone())
+            facts.secret_files.variables.iter().find(|(name, _)| *name == variable).map(|(_, path)| path.clone())
         }
     }
 }

@@ -4,13 +4,13 @@
 //! <secrets_dir>/            /run/windlass, or what is configured
 //!   <instance>/      0711   locked by the worker that lives; the next one removes it when the lock is free
 //!     <attempt>/     0711   gone with the attempt; the task cannot write here
-//!       DB_PASSWORD  0400   the task's user's
+//!       DB_PASSWORD  0400   the task's user's; 0440 where the work directory is open to its group
 //! ```
 //! On a file system in memory nothing is left on a disk (swap excepted), and a crash of the machine clears it.
 
 use std::fs::{DirBuilder, File};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
@@ -54,7 +54,7 @@ impl SecretStore {
         Self { configured: configured.to_owned(), instance: instance.to_owned(), own: Mutex::new(None) }
     }
 
-    /// Writes those that are to be files, for the user and group that own `workdir`.
+    /// Writes those that are to be files, for those who may read `workdir`.
     ///
     /// # Errors
     /// When there is no place in memory, or it is full.
@@ -74,7 +74,7 @@ impl SecretStore {
         files.dir = Some(dir.clone());
         for value in values {
             let path = dir.join(&value.secret.name);
-            write_one(&path, value.value.expose_secret(), (owner.uid(), owner.gid())).map_err(failed(&path))?;
+            write_one(&path, value.value.expose_secret(), &owner).map_err(failed(&path))?;
             files.variables.push((value.secret.variable(), path.to_string_lossy().into_owned()));
         }
         Ok(files)
@@ -186,10 +186,12 @@ fn in_memory(dir: &Path) -> io::Result<()> {
     Err(io::Error::other("is not in memory (tmpfs); name one that is with [worker] secrets_dir"))
 }
 
-fn write_one(path: &Path, value: &[u8], (uid, gid): (u32, u32)) -> io::Result<()> {
+fn write_one(path: &Path, value: &[u8], owner: &std::fs::Metadata) -> io::Result<()> {
     let mut file = File::options().write(true).create_new(true).mode(0o400).open(path)?;
     file.write_all(value)?;
-    std::os::unix::fs::fchown(&file, Some(uid), Some(gid))
+    std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
+    // After the change of owner: until then it would be another group's to read.
+    file.set_permissions(std::fs::Permissions::from_mode(0o400 | (owner.mode() & 0o040)))
 }
 
 impl Drop for SecretFiles {

@@ -4,6 +4,8 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::run::millis;
+use crate::execute::docker::refusal;
+use crate::execute::docker::services::ServiceError;
 use crate::execute::native;
 use crate::mask::Masker;
 use crate::plan::Plan;
@@ -112,6 +114,10 @@ pub(super) enum Stopped {
     Leaving,
     Lost,
     Output,
+    /// A service that it needs has ended.
+    Deserted(ServiceError),
+    /// By nobody here: what ran it went away under it.
+    Broken(String),
 }
 
 /// How a process ended.
@@ -134,7 +140,7 @@ pub(super) fn judge(
     exit: &Exit<'_>,
     plan: &Plan,
 ) -> Account {
-    (account.reason, account.error, account.hint) = verdict(exit.stopped.clone(), exit.report, plan);
+    (account.reason, account.error, account.hint) = verdict(exit.stopped.clone(), exit.report, plan, account.stderr_tail.as_deref());
     match result {
         Ok(value) => {
             account.result = value.map(|value| TaskResult {
@@ -178,7 +184,7 @@ pub(super) fn judge(
     account
 }
 
-fn verdict(stopped: Option<Stopped>, report: &ExitReport, plan: &Plan) -> (Reason, Option<String>, Option<String>) {
+fn verdict(stopped: Option<Stopped>, report: &ExitReport, plan: &Plan, stderr: Option<&str>) -> (Reason, Option<String>, Option<String>) {
     match stopped {
         Some(Stopped::Timeout) => {
             let error = format!("still running after {} ms", plan.bounds.timeout_ms.value);
@@ -189,8 +195,23 @@ fn verdict(stopped: Option<Stopped>, report: &ExitReport, plan: &Plan) -> (Reaso
             let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
             (Reason::Canceled, Some(format!("canceled while running{why}")), None)
         }
-        Some(Stopped::Output | Stopped::Leaving | Stopped::Lost) | None => by_itself(report, plan),
+        Some(Stopped::Deserted(error)) => (error.reason, Some(error.error), Some(error.hint)),
+        Some(Stopped::Broken(error)) => {
+            let hint = "look at the container engine of that worker; the task is tried again".to_owned();
+            (Reason::DockerUnavailable, Some(error), Some(hint))
+        }
+        Some(Stopped::Output | Stopped::Leaving | Stopped::Lost) | None => {
+            let unstarted = plan.container.as_ref().and_then(|_| unstarted(report, stderr));
+            unstarted.unwrap_or_else(|| by_itself(report, plan))
+        }
     }
+}
+
+/// A program that the init of its container could not start.
+fn unstarted(report: &ExitReport, stderr: Option<&str>) -> Option<(Reason, Option<String>, Option<String>)> {
+    let ExitStatus::Code(code) = report.status else { return None };
+    let refusal = refusal::of_init(code, stderr.unwrap_or_default())?;
+    Some((refusal.reason, Some(refusal.error), Some(refusal.hint)))
 }
 
 /// A program that ended by itself or by the kernel.

@@ -34,6 +34,9 @@ use crate::telemetry::metrics::{self, Lost, Publication};
 use crate::telemetry::{causes, record_attempt};
 use crate::wire::event::Encoded;
 
+/// Longest wait for the container engine before a claim.
+const ENGINE_ANSWERS: Duration = Duration::from_secs(5);
+
 /// What becomes of the message.
 #[derive(Debug)]
 pub(super) enum LeaseEnd {
@@ -231,12 +234,31 @@ async fn start(
         tracing::debug!(?need, "does not fit here now, given back");
         return Some(LeaseEnd::GiveBack(delay));
     }
+    if plan.container.is_some() && !engine_answers(shared).await {
+        return Some(LeaseEnd::GiveBack(shared.shed_delay()));
+    }
     record_attempt(number.number);
     let story = Story::new(&shared.instance.info, task, lease.delivery(), number, plan.max_attempts.value);
     let traceparent = lease.delivery().header("traceparent");
     let (gpus, lost) = (permit.gpus(), AtomicBool::new(false));
     let claimed = Claimed { shared, lease, task, plan, story: &story, attempt: number, traceparent, gpus, lost };
     claimed.claim_and_drive(writer(shared, task, head), cancel).await
+}
+
+/// Before a container is claimed: no attempt is spent on an engine that is away.
+async fn engine_answers(shared: &Shared) -> bool {
+    match tokio::time::timeout(ENGINE_ANSWERS, shared.containers.engine()).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => {
+            tracing::info!(error = %causes(&error), "given back: the container engine does not answer");
+            false
+        }
+        Err(_) => {
+            tracing::info!("given back: the container engine takes too long to answer");
+            shared.containers.doubt();
+            false
+        }
+    }
 }
 
 /// The last event of the chain and the stored cancel request; none when the server did not answer in time.

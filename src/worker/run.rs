@@ -1,34 +1,43 @@
 //! One attempt from its claim to its end: prepare, execute, report. What follows from the end is not decided here.
+//!
+//! What a native task and a container do not share is in `native` and `contain`; they meet in a [`Process`], which `attend`
+//! takes to its end.
 
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+mod attend;
+mod contain;
+mod native;
+mod provide;
+
 use super::Shared;
-use super::account::{Account, Exit, Stopped, judge};
+use super::account::{Account, Stopped};
 use super::progress::ProgressFile;
-use super::signals::{Interrupt, Signals, interrupted, lost};
+use super::signals::{Interrupt, Signals, interrupted};
 use super::story::Story;
-use crate::bus::chain::{Appended, ChainWriter};
+use crate::bus::chain::ChainWriter;
 use crate::crash::{self, Point};
+use crate::execute::docker::Identity;
+use crate::execute::docker::services::ServiceError;
 use crate::execute::gpu::{self, Held};
-use crate::execute::native::sandbox::{Confinement, User};
-use crate::execute::native::{self, Keeping, Process, Program, SpawnFailure};
+use crate::execute::native::Keeping;
+use crate::execute::native::sandbox::User;
+use crate::execute::{Process, SupervisorLost};
 use crate::intake::Task;
 use crate::mask::Masker;
 use crate::plan::Plan;
-use crate::prepare::secret_files::SecretFiles;
 use crate::prepare::secrets::{self, SecretError};
-use crate::prepare::{self, Facts, Launch, PrepareError, Workspace};
-use crate::report::{Fault, LocalLogs, Recorder, RecorderConfig};
-use crate::supervisor::protocol::{ExitReport, ExitStatus};
-use crate::task::event::{Event, EventKind, Progress, RunInfo};
+use crate::prepare::{self, Facts, PrepareError, Workspace};
+use crate::report::{LocalLogs, Recorder, RecorderConfig};
+use crate::task::event::RunInfo;
 use crate::task::stage::{Stage, StageEntry};
 use crate::task::{Profile, Reason, Time};
-use crate::telemetry::{causes, metrics, spawn_blocking};
+use crate::telemetry::{metrics, spawn_blocking};
+use provide::Provided;
 
 /// Longest wait for output that a process outside the task's tree still holds open.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -80,12 +89,47 @@ enum Unread {
     Interrupted(Interrupt),
 }
 
+/// The recorder of a task's output, and where that is to go.
+struct Streams {
+    recorder: Recorder,
+    stdout: OwnedFd,
+    stderr: OwnedFd,
+}
+
 /// A process with the recorder of its output.
 struct Running {
     process: Process,
     recorder: Recorder,
     progress: ProgressFile,
     started: Instant,
+    /// What its container needs as long as it runs.
+    provided: Option<Provided>,
+}
+
+impl Running {
+    /// A service that it needs has ended. Cancel safe.
+    async fn deserted(provided: &mut Option<Provided>) -> ServiceError {
+        match provided.as_mut().and_then(|provided| provided.services.as_mut()) {
+            Some(services) => services.failed().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    fn renew(&self, lease: Duration) {
+        self.process.renew(lease);
+        if let Some(services) = self.provided.as_ref().and_then(|provided| provided.services.as_ref()) {
+            services.renew(lease);
+        }
+    }
+}
+
+/// After its end: completes when nothing is left of it that its directory must be kept for.
+async fn gone(process: &mut Process, provided: Option<Provided>) {
+    process.gone().await;
+    let Some(Provided { image: _image, services, others: _others }) = provided else { return };
+    if let Some(services) = services {
+        services.stop().await;
+    }
 }
 
 impl Run<'_> {
@@ -100,6 +144,24 @@ impl Run<'_> {
         separate.then_some(self.plan.user.value)
     }
 
+    /// Who its container runs as; none without one.
+    fn identity(&self) -> Option<Identity> {
+        let container = self.plan.container.as_ref()?;
+        Some(self.identity_of(&container.user.value))
+    }
+
+    /// Stopped before it ran.
+    fn stopped_early(&mut self, why: Interrupt) -> Box<Ended> {
+        match why {
+            Interrupt::Canceled(reason) => {
+                let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
+                self.refused(Reason::Canceled, format!("canceled before it ran{why}"), None)
+            }
+            Interrupt::Leave { .. } => Box::new(Ended::Unfinished("the worker is stopping".to_owned())),
+            Interrupt::Lost => Box::new(Ended::Lost),
+        }
+    }
+
     /// Runs it to its end. Not to be dropped before: the process would be killed, and its output lost.
     /// Its work directory is left in `used`.
     pub async fn go(mut self, writer: &mut ChainWriter, used: &mut Option<Workspace>) -> Ended {
@@ -107,12 +169,7 @@ impl Run<'_> {
         let values = match self.read_secrets().await {
             Ok(values) => values,
             Err(Unread::Refused(error)) => return self.failed(error.reason, error.to_string(), Some(error.hint.to_owned()), "prepare"),
-            Err(Unread::Interrupted(Interrupt::Canceled(reason))) => {
-                let why = reason.map_or_else(String::new, |reason| format!(": {reason}"));
-                return self.failed(Reason::Canceled, format!("canceled before it ran{why}"), None, "prepare");
-            }
-            Err(Unread::Interrupted(Interrupt::Leave { .. })) => return Ended::Unfinished("the worker is stopping".to_owned()),
-            Err(Unread::Interrupted(Interrupt::Lost)) => return Ended::Lost,
+            Err(Unread::Interrupted(why)) => return *self.stopped_early(why),
         };
         if !values.is_empty() {
             // A tenth of a second for the largest secrets.
@@ -146,9 +203,16 @@ impl Run<'_> {
     async fn go_with(self, values: &[secrets::Value], writer: &mut ChainWriter, used: &mut Option<Workspace>) -> Ended {
         let private_tmp = self.private_tmp();
         let instance = &self.shared.instance;
-        let (parent, name, user, leavings) = (instance.work(), self.name(), self.user(), Arc::clone(&instance.leavings));
+        let (parent, name, leavings) = (instance.work(), self.name(), Arc::clone(&instance.leavings));
+        let identity = self.identity();
+        let (user, group) = identity.map_or((self.user(), None), |identity| (identity.owner, identity.group));
+        let create = move || {
+            let workspace = Workspace::create(&parent, &name, user, private_tmp, &leavings)?;
+            group.map_or(Ok(()), |group| workspace.open_to(group))?;
+            Ok(workspace)
+        };
         // A slow disk must not keep this task's lease from being renewed.
-        let workspace = match spawn_blocking(move || Workspace::create(&parent, &name, user, private_tmp, &leavings)).await {
+        let workspace = match spawn_blocking(create).await {
             Ok(Ok(workspace)) => workspace,
             Ok(Err(error)) => return self.unprepared(&error),
             Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
@@ -171,6 +235,7 @@ impl Run<'_> {
                 return self.failed(Reason::SecretUnavailable, error.to_string(), Some(hint), "prepare");
             }
         };
+        let visible = self.visible_gpus();
         let facts = Facts {
             task: self.task,
             attempt: self.story.attempt(),
@@ -178,13 +243,9 @@ impl Run<'_> {
             path: &self.shared.config.worker.path,
             private_tmp: self.private_tmp(),
             traceparent: self.traceparent,
-            gpus: self.visible_gpus(),
+            gpus: visible.as_deref(),
             secrets: values,
-            secret_files: &files.variables,
-        };
-        let launch = match prepare::launch(self.plan, workspace, &facts) {
-            Ok(launch) => launch,
-            Err(error) => return self.unprepared(&error),
+            secret_files: &files,
         };
         let _keeping = match self.hold_gpus() {
             Ok(keeping) => keeping,
@@ -193,18 +254,33 @@ impl Run<'_> {
                 return self.failed(Reason::GpuUnavailable, error, Some(hint), "prepare");
             }
         };
-        crash::point(Point::WorkspaceMade);
-        let mut running = match self.start(launch, workspace, &files).await {
+        let prepared = match &self.plan.container {
+            None => match prepare::launch(self.plan, workspace, &facts) {
+                Ok(launch) => {
+                    crash::point(Point::WorkspaceMade);
+                    self.start(launch, workspace, &files).await
+                }
+                Err(error) => return self.unprepared(&error),
+            },
+            Some(container) => {
+                crash::point(Point::WorkspaceMade);
+                self.contain(container, workspace, &facts, writer).await
+            }
+        };
+        let mut running = match prepared {
             Ok(running) => running,
             Err(ended) => return *ended,
         };
         let (report, stopped) = match self.attend(&mut running, writer).await {
             Ok(ended) => ended,
-            Err(native::SupervisorLost) => return Ended::Unfinished("the worker lost its supervisor".to_owned()),
+            Err(SupervisorLost) => {
+                gone(&mut running.process, running.provided).await;
+                return Ended::Unfinished("the worker lost its supervisor".to_owned());
+            }
         };
         metrics::note(|m| m.exited(&self.task.class, &report));
         if stopped == Some(Stopped::Lost) || report.lease_expired {
-            running.recorder.abandon().await;
+            tokio::join!(running.recorder.abandon(), gone(&mut running.process, running.provided));
             return Ended::Lost;
         }
         self.finish(running, workspace, report, stopped).await
@@ -216,12 +292,15 @@ impl Run<'_> {
 
     /// It has a `/tmp` of its own.
     fn private_tmp(&self) -> bool {
+        if self.plan.container.is_some() {
+            return true;
+        }
         self.shared.supervisor.capabilities().sandbox.of(self.plan.sandbox.value).is_some_and(|f| f.private_tmp)
     }
 
-    /// What its variables say of GPUs: nothing where there are none.
-    fn visible_gpus(&self) -> Option<&[String]> {
-        (self.shared.capacity.gpus().total() > 0).then_some(self.run.gpus.as_slice())
+    /// What its variables say of GPUs: nothing where there are none. In a container always: an image may ask for all.
+    fn visible_gpus(&self) -> Option<Vec<String>> {
+        (self.plan.container.is_some() || self.shared.capacity.gpus().total() > 0).then(|| self.run.gpus.clone())
     }
 
     /// Its devices are there, their locks tell where its processes will be, and the supervisor holds them, too.
@@ -239,61 +318,36 @@ impl Run<'_> {
         Ok(Some(keeping))
     }
 
-    fn confinement(&self, workspace: &Workspace, files: &SecretFiles) -> Confinement {
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let secrets = files.dir.as_deref().map(text);
-        let gpus = self.shared.capacity.gpus();
-        let nodes = |nodes: Vec<PathBuf>| nodes.iter().map(|node| text(node)).collect();
-        let (devices, hidden) = (nodes(gpus.nodes(self.gpus)), nodes(gpus.hidden(self.gpus)));
-        Confinement { profile: self.plan.sandbox.value, user: self.user(), root: text(workspace.root()), secrets, devices, hidden }
-    }
-
-    async fn start(&mut self, launch: Launch, workspace: &Workspace, files: &SecretFiles) -> Result<Running, Box<Ended>> {
-        let unprepared = |this: &mut Self, error: String| {
-            let account = Account::failed(Reason::WorkspaceFailed, error, "prepare", this.run.clone(), std::mem::take(&mut this.stages));
-            Box::new(Ended::Said(Box::new(account)))
-        };
+    /// What the recorder reads, and the other ends of its pipes.
+    fn streams(&mut self) -> Result<Streams, Box<Ended>> {
         let pipes = || -> std::io::Result<_> { Ok((std::io::pipe()?, std::io::pipe()?)) };
-        let ((out_read, out_write), (err_read, err_write)) = pipes().map_err(|e| unprepared(self, format!("cannot make pipes: {e}")))?;
+        let unprepared = |this: &mut Self, error: String| this.refused(Reason::WorkspaceFailed, error, None);
+        let ((out_read, stdout), (err_read, stderr)) = pipes().map_err(|e| unprepared(self, format!("cannot make pipes: {e}")))?;
         let recorder = Recorder::start(self.recorder_config(), Arc::clone(&self.shared.sink), out_read.into(), err_read.into())
             .map_err(|e| unprepared(self, format!("cannot record output: {e}")))?;
-        let lease = self.signals.lease.borrow().saturating_duration_since(Instant::now());
-        let program = Program {
-            cgroup: self.name(),
-            limits: self.plan.limits(),
-            argv: launch.argv,
-            env: launch.env,
-            cwd: launch.cwd,
-            sandbox: self.confinement(workspace, files),
-            lease: self.shared.leased().then_some(lease),
-        };
-        let stdio: [OwnedFd; 3] = [launch.stdin, out_write.into(), err_write.into()];
-        let [stdin, stdout, stderr] = stdio;
-        match self.shared.supervisor.spawn(program, stdin, stdout, stderr).await {
-            Ok(process) => {
-                metrics::note(|m| m.prepared(&self.task.class, self.claimed.elapsed()));
-                self.run.prepare_ms = Some(millis(self.claimed.elapsed()));
-                self.run.started_at = Some(Time::now());
-                self.run.pid = Some(process.pid());
-                self.stages.push(Stage::Executing.entered());
-                Ok(Running {
-                    process,
-                    recorder,
-                    progress: ProgressFile::new(Arc::clone(&workspace.inside), self.mask.clone()),
-                    started: Instant::now(),
-                })
-            }
-            Err(SpawnFailure::Refused(error)) => {
-                recorder.abandon().await;
-                let (reason, hint) = native::explain_refusal(&error);
-                let account = Account::failed(reason, error.to_string(), "prepare", self.run.clone(), std::mem::take(&mut self.stages));
-                Err(Box::new(Ended::Said(Box::new(Account { hint: Some(hint), ..account }))))
-            }
-            Err(SpawnFailure::SupervisorLost) => {
-                recorder.abandon().await;
-                Err(Box::new(Ended::Unfinished("the worker lost its supervisor".to_owned())))
-            }
-        }
+        Ok(Streams { recorder, stdout: stdout.into(), stderr: stderr.into() })
+    }
+
+    /// It does not run. What was known of the run goes into what is said.
+    fn refused(&mut self, reason: Reason, error: String, hint: Option<String>) -> Box<Ended> {
+        let account = Account::failed(reason, error, "prepare", self.run.clone(), std::mem::take(&mut self.stages));
+        Box::new(Ended::Said(Box::new(Account { hint, ..account })))
+    }
+
+    /// It runs.
+    fn running(&mut self, process: Process, recorder: Recorder, workspace: &Workspace) -> Running {
+        metrics::note(|m| m.prepared(&self.task.class, self.claimed.elapsed()));
+        self.run.prepare_ms = Some(millis(self.claimed.elapsed()));
+        self.run.started_at = Some(Time::now());
+        self.stages.push(Stage::Executing.entered());
+        let progress = ProgressFile::new(Arc::clone(&workspace.inside), self.mask.clone());
+        Running { process, recorder, progress, started: Instant::now(), provided: None }
+    }
+
+    /// How long it may run before it has to be renewed; none without a lease.
+    fn lease(&self) -> Option<Duration> {
+        let left = self.signals.lease.borrow().saturating_duration_since(Instant::now());
+        self.shared.leased().then_some(left)
     }
 
     fn recorder_config(&self) -> RecorderConfig {
@@ -319,122 +373,6 @@ impl Run<'_> {
             mask: self.mask.clone(),
         }
     }
-
-    /// Until the process tree is gone, whatever it takes.
-    async fn attend(
-        &mut self,
-        running: &mut Running,
-        writer: &mut ChainWriter,
-    ) -> Result<(ExitReport, Option<Stopped>), native::SupervisorLost> {
-        let mut stopped: Option<Stopped> = None;
-        let timeout = running.started + Duration::from_millis(self.plan.bounds.timeout_ms.value);
-        let deadline = self.task.assignment.deadline.map(|d| running.started + d.after(self.shared.clock.now()));
-        let mut watch_progress = true;
-        crash::point(Point::Running);
-        loop {
-            let stop_at = deadline.map_or(timeout, |d| d.min(timeout));
-            // All arms are cancel safe: a progress append that is dropped is settled by the writer's next one.
-            let (why, grace) = tokio::select! {
-                report = running.process.wait() => return Ok((report?, stopped)),
-                changed = self.signals.interrupt.changed() => {
-                    if changed.is_err() { return Err(native::SupervisorLost); }
-                    let interrupt = self.signals.interrupt.borrow_and_update().clone();
-                    match interrupt {
-                        None => continue,
-                        Some(Interrupt::Canceled(reason)) => (Stopped::Canceled(reason), self.plan.grace.value),
-                        Some(Interrupt::Leave { gently }) => (Stopped::Leaving, if gently { self.plan.grace.value } else { Duration::ZERO }),
-                        Some(Interrupt::Lost) => (Stopped::Lost, Duration::ZERO),
-                    }
-                }
-                Ok(()) = self.signals.lease.changed() => {
-                    let until = *self.signals.lease.borrow_and_update();
-                    running.process.renew(until.saturating_duration_since(Instant::now()));
-                    continue;
-                }
-                () = tokio::time::sleep_until(stop_at), if stopped.is_none() => {
-                    (if stop_at < timeout { Stopped::Deadline } else { Stopped::Timeout }, self.plan.grace.value)
-                }
-                _ = running.recorder.failed(), if stopped.is_none() => (Stopped::Output, self.plan.grace.value),
-                fenced = follow_progress(&mut running.progress, self.shared.config.events.progress_interval_ms, self.story, writer), if watch_progress => {
-                    // Being fenced is for the renewer to say; here it only means that there is nothing more to append.
-                    watch_progress = !fenced;
-                    continue;
-                }
-            };
-            // The first reason is the one that counts, but a lost task stays lost whatever came before.
-            if stopped.is_none() || why == Stopped::Lost {
-                stopped = Some(why);
-            }
-            running.process.stop(grace);
-            crash::point(Point::StopAsked);
-        }
-    }
-
-    async fn finish(mut self, mut running: Running, workspace: &Workspace, report: ExitReport, stopped: Option<Stopped>) -> Ended {
-        crash::point(Point::ProgramEnded);
-        let duration = running.started.elapsed();
-        // Before the end of the spool frees what the task ran out of.
-        let disk = if report.status == ExitStatus::Code(0) { Ok(()) } else { workspace.probe() };
-        self.run.finished_at = Some(Time::now());
-        self.run.duration_ms = Some(millis(duration));
-        // The last lines may have been written just before the end.
-        let result = running.progress.end().await;
-        self.stages.append(&mut running.progress.take_stages());
-        self.stages.push(Stage::Finalizing.entered());
-        let mut interrupt = self.signals.interrupt.clone();
-        let recorded = tokio::select! {
-            recorded = running.recorder.finish(DRAIN) => recorded,
-            () = lost(&mut interrupt) => return Ended::Lost,
-        };
-        crash::point(Point::ChunksConfirmed);
-        let spool_failed = recorded.as_ref().is_err_and(|e| matches!(e.fault, Fault::DiskFull { .. } | Fault::Spool { .. }));
-        if disk.is_err() || spool_failed {
-            self.shared.ground.doubt();
-        }
-        let stderr_tail = recorded.as_ref().map_or_else(|e| e.stderr_tail.clone(), |r| r.stderr_tail.clone());
-        let account = Account {
-            reason: Reason::Ok,
-            error: None,
-            hint: None,
-            phase: "execute",
-            run: self.run,
-            status: Some(report.status),
-            usage: Some(report.usage),
-            stderr_tail: Some(stderr_tail),
-            manifest: None,
-            chunks: None,
-            result: None,
-            stages: self.stages,
-        };
-        match stopped {
-            Some(Stopped::Leaving) => Ended::Unfinished("the worker is stopping".to_owned()),
-            stopped => {
-                let exit = Exit { stopped, report: &report, disk, duration };
-                Ended::Said(Box::new(judge(account, recorded, result, &exit, self.plan)))
-            }
-        }
-    }
-}
-
-/// Waits for the next report of the task and appends it; true when the chain is somebody else's.
-async fn follow_progress(file: &mut ProgressFile, interval_ms: u64, story: &Story, writer: &mut ChainWriter) -> bool {
-    let progress: Progress = loop {
-        tokio::time::sleep(LOOK).await;
-        if let Some(progress) = file.look().await {
-            break progress;
-        }
-    };
-    let appended = writer.append(|link| Event { progress: Some(progress), ..story.event(EventKind::TaskProgress, link) }).await;
-    let fenced = match appended {
-        Ok(Appended::Fenced) => true,
-        Ok(Appended::Stored(_)) => false,
-        Err(error) => {
-            tracing::warn!(error = %causes(&error), "progress is not published");
-            false
-        }
-    };
-    tokio::time::sleep(Duration::from_millis(interval_ms).saturating_sub(LOOK)).await;
-    fenced
 }
 
 pub(super) fn millis(duration: Duration) -> u64 {

@@ -159,15 +159,17 @@ pub(crate) fn task_info(task: &Task, attempt: Attempt, max_attempts: u32, handed
 #[must_use]
 pub fn run_info(task: &Task, delivery: &Delivery, plan: &Plan, sandbox: &Report, now: Time) -> RunInfo {
     let queued = now.after(delivery.submitted_at);
+    // A container has the engine's isolation, not the profile of its class.
+    let profile = plan.container.is_none().then_some(plan.sandbox.value);
     RunInfo {
         runtime: task.assignment.execution.runtime,
-        image: None,
+        image: plan.container.as_ref().map(|container| container.image.to_string()),
         image_digest: None,
         container_id: None,
         pid: None,
         gpus: vec![],
-        sandbox: Some(plan.sandbox.value),
-        sandbox_missing: sandbox.of(plan.sandbox.value).map(Finding::without).unwrap_or_default(),
+        sandbox: profile,
+        sandbox_missing: profile.and_then(|profile| sandbox.of(profile)).map(Finding::without).unwrap_or_default(),
         limits: Some(plan.limits()),
         queued_ms: u64::try_from(queued.as_millis()).unwrap_or(u64::MAX),
         prepare_ms: None,

@@ -167,8 +167,16 @@ impl Engine {
         }
     }
 
-    fn unavailable(&self, what: &'static str, error: String) -> EngineError {
+    pub(super) fn unavailable(&self, what: &'static str, error: String) -> EngineError {
         EngineError::Unavailable { host: self.host.clone(), what, error }
+    }
+
+    /// Whether it answers at this moment.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub async fn ping(&self) -> Result<(), EngineError> {
+        self.ask("ping", self.api.ping()).await.map(drop)
     }
 
     async fn find_facts(&self) -> Result<Facts, EngineError> {

@@ -1,7 +1,7 @@
 //! The tests' image: busybox, bash and the misbehaving programs, imported from files of this machine.
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -54,6 +54,8 @@ fn tree(root: &Path) {
     for dir in ["bin", "usr", "etc", "tmp", "programs", "home"] {
         fs::create_dir_all(root.join(dir)).expect("a directory of the image");
     }
+    // As in every real image: an engine's runtime may give it to the one in memory.
+    fs::set_permissions(root.join("tmp"), fs::Permissions::from_mode(0o1777)).expect("open to all");
     let busybox = which("busybox").expect("looked for before");
     with_libraries(&busybox, "bin/busybox", root);
     let applets = Command::new(&busybox).arg("--list").output().expect("busybox runs").stdout;

@@ -1,0 +1,168 @@
+//! What is a container's own: how it is closed, what it is given, and why it does not start. What it shares with native tasks is
+//! in `docker_table`.
+
+use serde_json::json;
+use windlass::task::log_chunk::LogStream;
+use windlass::task::{EventKind, Outcome, Reason};
+
+use crate::harness::{Fleet, Job};
+
+/// Lines of a task's standard output.
+async fn lines(fleet: &Fleet, job: &Job) -> Vec<String> {
+    let task = fleet.submit(job).await;
+    let end = fleet.end(&task).await;
+    assert_eq!(end.reason, Some(Reason::Ok), "{:?} {:?} {:?}", end.error, end.hint, end.stderr_tail);
+    let output = fleet.output(&task, &end, LogStream::Stdout).await;
+    String::from_utf8(output).unwrap().lines().map(str::to_owned).collect()
+}
+
+#[tokio::test]
+async fn hello_from_a_container() {
+    let Some(fleet) = Fleet::docker(&[]).await else { return };
+    fleet.worker(&[]);
+    let task = fleet.submit(&Job::container(["echo", "hello"])).await;
+    let end = fleet.end(&task).await;
+    assert_eq!(
+        (end.event, end.reason, end.outcome),
+        (EventKind::TaskCompleted, Some(Reason::Ok), Some(Outcome::Success)),
+        "{:?}",
+        end.error
+    );
+    assert_eq!(fleet.output(&task, &end, LogStream::Stdout).await, b"hello\n");
+    let run = end.run.unwrap();
+    assert!(run.image.is_some_and(|image| image.contains("windlass-test/base:1")));
+    assert!(run.image_digest.is_some_and(|digest| digest.starts_with("sha256:")));
+    assert!(run.container_id.is_some_and(|id| id.len() == 64));
+    assert_eq!((run.pid, run.sandbox), (None, None));
+    let usage = end.usage.unwrap();
+    assert!(usage.memory_peak_bytes > 0, "{usage:?}");
+    fleet.finish().await;
+}
+
+/// Everything that isolates it, as its own program sees it.
+#[tokio::test]
+async fn a_container_is_closed_unless_something_is_asked_for() {
+    let Some(fleet) = Fleet::docker(&[]).await else { return };
+    fleet.worker(&[]);
+    let script = r#"
+        grep -E '^(CapInh|CapPrm|CapEff|CapBnd|CapAmb|NoNewPrivs|Seccomp):' /proc/self/status | tr -d '\t'
+        touch /written 2>/dev/null && echo 'root written'
+        touch /tmp/x && echo 'tmp written'
+        touch here && echo 'work written'
+        echo "dir $(pwd)"
+        echo "interfaces $(ls /sys/class/net | tr '\n' ' ')"
+        echo "id $(id -u):$(id -g)"
+        test -e /var/run/docker.sock && echo 'a socket of the engine'
+        echo "processes $(ls -d /proc/[0-9]* | wc -l)"
+        echo "result $WINDLASS_RESULT, home $HOME, path $PATH"
+    "#;
+    let lines = lines(&fleet, &Job::container_script(script)).await;
+    let has = |line: &str| lines.iter().any(|l| l == line);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        assert!(has(&format!("{set}:0000000000000000")), "{set}: {lines:#?}");
+    }
+    for line in ["NoNewPrivs:1", "Seccomp:2", "tmp written", "work written", "dir /windlass/work", "interfaces lo "] {
+        assert!(has(line), "{line}: {lines:#?}");
+    }
+    assert!(has("result /windlass/result.json, home /windlass/work, path /bin"), "{lines:#?}");
+    assert!(!has("root written") && !has("a socket of the engine"), "{lines:#?}");
+    let id = lines.iter().find_map(|line| line.strip_prefix("id ")).unwrap();
+    assert!(!id.starts_with("0:") || !rustix::process::geteuid().is_root(), "root in a container: {id}");
+    let processes: u32 = lines.iter().find_map(|line| line.strip_prefix("processes ")).unwrap().parse().unwrap();
+    assert!(processes < 10, "it sees others' processes: {lines:#?}");
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn a_container_is_given_what_its_assignment_says() {
+    let Some(fleet) = Fleet::docker(&[]).await else { return };
+    fleet.worker(&[]);
+    let script = r#"cat; echo "$GREETING"; echo '{"answer": 42}' > "$WINDLASS_RESULT"; cat "$1/file""#;
+    let source = fleet.dir.join("given");
+    std::fs::create_dir(&source).unwrap();
+    std::fs::write(source.join("file"), "mounted\n").unwrap();
+    let job = Job::container(["-c", script, "sh", "/given"])
+        .set("/execution/entrypoint", json!(["sh"]))
+        .set("/execution/stdin", "from stdin\n")
+        .set("/execution/env", json!({"GREETING": "hi"}))
+        .set("/execution/mounts", json!([{"source": source, "target": "/given"}]));
+    let task = fleet.submit(&job).await;
+    let end = fleet.end(&task).await;
+    assert_eq!(end.reason, Some(Reason::Ok), "{:?} {:?}", end.error, end.stderr_tail);
+    assert_eq!(fleet.output(&task, &end, LogStream::Stdout).await, b"from stdin\nhi\nmounted\n");
+    assert_eq!(end.result.unwrap().value, json!({"answer": 42}));
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn a_link_that_leads_out_of_the_allowed_root_is_not_mounted() {
+    let Some(fleet) = Fleet::docker(&[]).await else { return };
+    fleet.worker(&[]);
+    std::os::unix::fs::symlink("/etc", fleet.dir.join("out")).unwrap();
+    let mount =
+        |source: &str| Job::container(["true"]).set("/execution/mounts", json!([{"source": fleet.dir.join(source), "target": "/given"}]));
+    for (source, reason) in [("out", Reason::PolicyRefused), ("absent", Reason::SpawnFailed)] {
+        let task = fleet.submit(&mount(source)).await;
+        let end = fleet.end(&task).await;
+        assert_eq!(end.reason, Some(reason), "{source}: {:?}", end.error);
+    }
+    let writable =
+        Job::container(["sh", "-c", "touch /given/x"]).set("/execution/mounts", json!([{"source": fleet.dir, "target": "/given"}]));
+    let task = fleet.submit(&writable).await;
+    assert_eq!(fleet.end(&task).await.reason, Some(Reason::ExitNonzero), "read-only unless said otherwise");
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn what_cannot_start_says_why() {
+    let Some(fleet) = Fleet::docker(&[]).await else { return };
+    fleet.worker(&[]);
+    for (job, word) in [
+        (Job::container(["no-such-program"]), "no-such-program"),
+        (Job::container(["/etc/passwd"]), "/etc/passwd"),
+        (Job::container(["true"]).set("/execution/working_dir", "/etc/passwd"), "working_dir"),
+    ] {
+        let task = fleet.submit(&job).await;
+        let end = fleet.end(&task).await;
+        assert_eq!((end.event, end.reason), (EventKind::TaskFailed, Some(Reason::SpawnFailed)), "{:?}", end.error);
+        let told = format!("{} {}", end.error.unwrap(), end.hint.unwrap());
+        assert!(told.contains(word), "{told}");
+    }
+    let absent = Job::container(["true"]).set("/execution/image", "windlass-test/absent:1");
+    let task = fleet.submit(&absent).await;
+    assert_eq!(fleet.end(&task).await.reason, Some(Reason::ImageNotFound));
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn limits_hold_in_a_container() {
+    let Some(fleet) = Fleet::docker(&[]).await else { return };
+    fleet.worker(&[]);
+    let eater = Job::container_script("head -c 400m /dev/zero | tail").memory("32MiB");
+    let task = fleet.submit(&eater).await;
+    let end = fleet.end(&task).await;
+    assert_eq!(end.reason, Some(Reason::OomKilled), "{:?} {:?}", end.error, end.usage);
+    assert!(end.usage.unwrap().oom_kills >= 1);
+    let coping = Job::container_script("(head -c 400m /dev/zero | tail) ; echo survived").memory("32MiB");
+    let task = fleet.submit(&coping).await;
+    let end = fleet.end(&task).await;
+    assert_eq!(end.reason, Some(Reason::Ok), "an exit status of 0 is success: {:?}", end.error);
+    assert!(end.usage.unwrap().oom_kills >= 1, "and the kill is counted");
+    let bomb = Job::container_script("for i in $(seq 100); do sleep 1000 & done; echo no").set("/execution/resources/pids", 16);
+    let task = fleet.submit(&bomb.timeout(20.0)).await;
+    let end = fleet.end(&task).await;
+    assert!(end.usage.unwrap().pids_peak <= 16, "{end:?}");
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn images_and_numbers_may_be_asked_for_as_the_user() {
+    let Some(fleet) = Fleet::docker(&[("CLASSES__CPU_SHORT__USERS", r#"["image", "1234:4321"]"#)]).await else { return };
+    fleet.worker(&[]);
+    let job = |user: &str| Job::container_script("touch f; echo '1' > $WINDLASS_RESULT; id -u").set("/execution/user", user);
+    assert_eq!(lines(&fleet, &job("image")).await, ["0"]);
+    assert_eq!(lines(&fleet, &job("1234:4321")).await, ["1234"]);
+    let task = fleet.submit(&job("1")).await;
+    assert_eq!(fleet.end(&task).await.reason, Some(Reason::PolicyRefused));
+    fleet.finish().await;
+}
