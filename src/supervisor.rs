@@ -36,6 +36,7 @@ pub mod channel;
 mod clone;
 mod image;
 mod jail;
+mod kept;
 mod life;
 pub mod protocol;
 mod serve;

@@ -14,6 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use super::channel::{self, Outgoing};
 use super::image::{self, Program};
 use super::jail::{Cell, Jail};
+use super::kept::Kept;
 use super::life::{Event, Life, Step};
 use super::protocol::{ContainerGuard, ExitReport, ExitStatus, HoldRequest, Reply, Request, SpawnError, SpawnRequest};
 use super::sys::{self, Origin};
@@ -41,8 +42,9 @@ pub(super) struct Server {
     clone_into: bool,
     has_cgroups: bool,
     origin: Origin,
-    /// Descriptors that are open for the sake of tasks, by the names of their cgroups: locks of what is theirs alone.
-    kept: HashMap<String, Vec<OwnedFd>>,
+    kept: Kept,
+    /// The worker is gone.
+    orphaned: bool,
     /// Containers may be left when the worker is gone, and this is how they are found.
     guard: Option<ContainerGuard>,
 }
@@ -52,14 +54,15 @@ impl Server {
         let has_cgroups = !site.directories().is_empty();
         let origin = Origin::take();
         let (tasks, by_pid, replies, buffer) = (BTreeMap::new(), HashMap::new(), VecDeque::new(), channel::packet_buffer());
-        let (kept, guard) = (HashMap::new(), None);
-        Self { socket, signals, site, jail, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin, kept, guard }
+        let (kept, orphaned, guard) = (Kept::default(), false, None);
+        Self { socket, signals, site, jail, tasks, by_pid, replies, buffer, clone_into: true, has_cgroups, origin, kept, orphaned, guard }
     }
 
     /// Serves until the worker is gone; then kills and removes everything. What may be left are containers, and the cgroups that
     /// the engine makes for those which it only starts now.
     pub(super) fn run(mut self) -> io::Result<Option<(ContainerGuard, Vec<PathBuf>)>> {
         while self.turn()? {}
+        self.orphaned = true;
         crash::point(Point::Orphaned);
         self.site.kill_all();
         let now = Instant::now();
@@ -82,6 +85,9 @@ impl Server {
         }
         let directories = [self.site.directories(), self.site.container_directories()].concat();
         let left = self.guard.take().map(|guard| (guard, directories));
+        if left.is_some() {
+            self.kept.bequeath();
+        }
         if left.is_some() {
             // Who removes them must see the engine's socket, which tasks do not.
             self.jail.leave()?;
@@ -212,7 +218,7 @@ impl Server {
         for _ in 0..REQUESTS_PER_TURN {
             match channel::receive::<Request>(&self.socket, &mut self.buffer) {
                 Ok(Some((Request::Spawn(request), descriptors))) => self.spawn(*request, descriptors),
-                Ok(Some((Request::Keep { cgroup }, descriptors))) => self.kept.entry(cgroup).or_default().extend(descriptors),
+                Ok(Some((Request::Keep { cgroup }, descriptors))) => self.kept.keep(cgroup, descriptors),
                 Ok(Some((Request::LetGo { cgroup }, _))) => self.let_go(&cgroup),
                 Ok(Some((Request::Hold(request), _))) => self.hold(*request),
                 Ok(Some((Request::Release { id, status }, _))) => self.advance(id, Event::Ended(status), Instant::now()),
@@ -295,11 +301,14 @@ impl Server {
         if let Some(user) = cell.user {
             give(&stdio, user);
         }
-        let mut group = self.site.create(&request.cgroup, request.limits.io.is_some() && request.limits.enforced)?;
+        let hidden = &request.sandbox.hidden;
+        let with_devices = !hidden.is_empty() && self.site.can_deny_devices();
+        let mut group = self.site.create(&request.cgroup, request.limits.io.is_some() && request.limits.enforced, with_devices)?;
         crash::point(Point::CgroupMade);
         let started = self
             .site
             .limit(&group, &request.limits, Path::new(&request.cwd))
+            .and_then(|()| self.site.deny_devices(&group, hidden))
             .and_then(|()| self.start(&group, &image, &stdio, &program, &request.cgroup, &cell));
         let sys::Started { pid, report, status } = match started {
             Ok(started) => started,
@@ -390,14 +399,17 @@ impl Server {
     /// Closes what was kept for a task, unless it lives: then its burial does.
     fn let_go(&mut self, cgroup: &str) {
         if !self.tasks.values().any(|task| task.cgroup == cgroup) {
-            self.kept.remove(cgroup);
+            self.kept.let_go(cgroup);
         }
     }
 
     fn buried(&mut self, id: u64, report: ExitReport) {
         let Some(task) = self.tasks.remove(&id) else { return };
-        // Before the worker hears of it: what is free then must be free indeed.
-        self.let_go(&task.cgroup);
+        // Before the worker hears of it: what is free then must be free indeed. A container that is out of our reach when the worker
+        // is gone lives until it is removed by whoever comes after us.
+        if !(self.orphaned && matches!(task.tree, Tree::Elsewhere)) {
+            self.let_go(&task.cgroup);
+        }
         crash::point(Point::Buried);
         match task.leader.and_then(|leader| leader.failed) {
             Some(error) => self.reply(&Reply::Refused { id, error }),

@@ -73,10 +73,20 @@ struct Rig {
     locks: PathBuf,
 }
 
+/// One device a task, two at most.
+const SETTINGS: [(&str, &str); 3] = [("CLASSES__CPU_SHORT__GPUS", "1"), ("CLASSES__CPU_SHORT__MAX_GPUS", "2"), ("CAPACITY__SLOTS", "4")];
+
 impl Rig {
     async fn start(devices: usize, settings: &[(&str, &str)]) -> Option<Self> {
-        let one_each = [("CLASSES__CPU_SHORT__GPUS", "1"), ("CLASSES__CPU_SHORT__MAX_GPUS", "2"), ("CAPACITY__SLOTS", "4")];
-        let fleet = Fleet::start(&[&one_each, settings].concat()).await?;
+        Self::on(Fleet::start(&[&SETTINGS, settings].concat()).await?, devices).await
+    }
+
+    /// Likewise, with an engine for containers.
+    async fn with_engine(devices: usize, settings: &[(&str, &str)]) -> Option<Self> {
+        Self::on(Fleet::docker(&[&SETTINGS, settings].concat()).await?, devices).await
+    }
+
+    async fn on(fleet: Fleet, devices: usize) -> Option<Self> {
         let Some(nodes) = Nodes::make(&fleet, devices) else {
             fleet.finish().await;
             return None;
@@ -215,9 +225,19 @@ const STUBBORN: &str = "[ $WINDLASS_ATTEMPT -gt 1 ] && exit; trap '' TERM; setsi
 #[tokio::test]
 async fn a_device_is_free_after_the_death_of_its_worker_but_not_before_that_of_its_task() {
     let Some(rig) = Rig::start(1, &[("LEASE__ACK_WAIT_S", "2")]).await else { return };
+    worker_dies(rig, &Job::bash(STUBBORN)).await;
+}
+
+#[tokio::test]
+async fn a_device_is_free_after_the_death_of_its_worker_but_not_before_that_of_its_container() {
+    let Some(rig) = Rig::with_engine(1, &[("LEASE__ACK_WAIT_S", "2")]).await else { return };
+    worker_dies(rig, &Job::container_script(STUBBORN)).await;
+}
+
+async fn worker_dies(rig: Rig, job: &Job) {
     let fleet = &rig.fleet;
     let victim = rig.worker("victim");
-    let task = fleet.submit(&Job::bash(STUBBORN)).await;
+    let task = fleet.submit(job).await;
     fleet.running(&task).await;
     let locks = rig.locks();
     assert!(!locks.is_free(LOCK_OF_A));
@@ -288,6 +308,25 @@ async fn a_task_can_open_its_own_device_and_no_other() {
     assert_eq!(said(fleet, &without).await.1, "done\n", "a task without a device opens none");
     gate.open();
     assert_eq!(said(fleet, &holder).await.1, format!("{A}\ndone\n"));
+    rig.finish().await;
+}
+
+#[tokio::test]
+async fn containers_get_their_devices_and_no_others() {
+    let Some(rig) = Rig::with_engine(2, &[]).await else { return };
+    let fleet = &rig.fleet;
+    rig.worker("one");
+    let asking = |n: u32| {
+        let script = format!("{}; echo $CUDA_VISIBLE_DEVICES $NVIDIA_VISIBLE_DEVICES", reader(&rig.nodes));
+        Job::container_script(script).set("/execution/resources/gpus", n)
+    };
+    let (end, output) = said(fleet, &fleet.submit(&asking(1)).await).await;
+    let own = end.run.as_ref().expect("how it ran").gpus.clone();
+    assert_eq!((own.len(), output), (1, format!("{0}\ndone\n{0} {0}\n", own.concat())), "{end:?}");
+    let (end, output) = said(fleet, &fleet.submit(&asking(2)).await).await;
+    assert_eq!(output, format!("{A}\n{B}\ndone\n{A},{B} {A},{B}\n"), "{end:?}");
+    let (end, output) = said(fleet, &fleet.submit(&asking(0)).await).await;
+    assert_eq!((end.run.expect("how it ran").gpus, output.as_str()), (vec![], "done\n-1 void\n"), "an image that asks for all gets none");
     rig.finish().await;
 }
 

@@ -16,6 +16,7 @@ use rustix::process::Signal;
 use crate::supervisor::protocol::SpawnError;
 use crate::task::limits::{Limits, Usage};
 
+mod devices;
 mod files;
 mod footprint;
 mod hold;
@@ -53,13 +54,15 @@ pub struct Entrance {
 impl Site {
     /// Makes the directories of a task. On failure none is left.
     ///
-    /// A hierarchy that carries nothing but I/O is entered only `with_io`: every one costs a directory and a migration.
+    /// A hierarchy that carries nothing but I/O is entered only `with_io`, one for devices only `with_devices`: every one costs a
+    /// directory and a migration.
     ///
     /// # Errors
     /// The directory that could not be made.
-    pub fn create(&self, name: &str, with_io: bool) -> Result<Group, SpawnError> {
+    pub fn create(&self, name: &str, with_io: bool, with_devices: bool) -> Result<Group, SpawnError> {
         self.make(name, false, |hierarchy| {
-            !hierarchy.bystander && (with_io || hierarchy.carries != [layout::Controller::Io] || hierarchy.v2)
+            let wanted = !hierarchy.bystander || (with_devices && hierarchy.devices);
+            wanted && (with_io || hierarchy.carries != [layout::Controller::Io] || hierarchy.v2)
         })
     }
 

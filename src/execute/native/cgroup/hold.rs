@@ -26,7 +26,7 @@ impl Site {
     pub fn hold(&mut self, name: &str) -> Result<Option<(Group, String)>, SpawnError> {
         let Some(inside) = self.inside().filter(|_| self.enforced) else { return Ok(None) };
         let Some(parent) = inside.join(name).to_str().map(str::to_owned) else { return Ok(None) };
-        self.take_bystanders();
+        self.take_bystanders(|_| true);
         let mut group = self.make(name, true, |_| true)?;
         if let Err(error) = self.count_below(&group) {
             let _ = self.remove(&mut group);
@@ -61,10 +61,10 @@ impl Site {
         taken.chain(self.bystanders.iter().map(|b| b.parent.join(instance))).collect()
     }
 
-    fn take_bystanders(&mut self) {
+    pub(super) fn take_bystanders(&mut self, which: impl Fn(&layout::Mount) -> bool) {
         let instance = self.hierarchies.first().and_then(|h| h.path.file_name()).and_then(|name| name.to_str()).map(str::to_owned);
         let Some(instance) = instance else { return };
-        for Bystander { mount, parent } in std::mem::take(&mut self.bystanders) {
+        for Bystander { mount, parent } in self.bystanders.extract_if(.., |bystander| which(&bystander.mount)).collect::<Vec<_>>() {
             // Without one of them containers run all the same, and may leave an empty directory there.
             let _ = self.settle(&instance, &mount, &parent, mount.carries.clone(), true);
         }

@@ -50,6 +50,8 @@ pub struct Mount {
     pub v2: bool,
     /// Controllers, of those we need.
     pub carries: Vec<Controller>,
+    /// It has version 1's devices controller.
+    pub devices: bool,
 }
 
 /// Who we are, as far as it decides where cgroups may be made.
@@ -114,7 +116,8 @@ fn parse_line(line: &str) -> Option<Mount> {
         _ => return None,
     };
     let carries = if v2 { Vec::new() } else { named(options.split(','), false) };
-    Some(Mount { point: point.into(), root: root.into(), v2, carries })
+    let devices = !v2 && options.split(',').any(|option| option == "devices");
+    Some(Mount { point: point.into(), root: root.into(), v2, carries, devices })
 }
 
 fn named<'a>(names: impl Iterator<Item = &'a str>, v2: bool) -> Vec<Controller> {
@@ -198,6 +201,7 @@ mod tests {
         let found = bystanders(HYBRID, Path::new("/sys/fs/cgroup"), &taken);
         let points: Vec<_> = found.iter().map(|m| m.point.to_str().expect("text")).collect();
         assert_eq!(points, ["/sys/fs/cgroup/devices", "/sys/fs/cgroup/systemd"]);
+        assert_eq!(found.iter().map(|m| m.devices).collect::<Vec<_>>(), [true, false]);
     }
 
     #[test]

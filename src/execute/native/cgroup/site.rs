@@ -71,6 +71,8 @@ pub(super) struct Hierarchy {
     pub inside: PathBuf,
     /// Without use to us; only containers have directories in it.
     pub bystander: bool,
+    /// It has the devices controller.
+    pub devices: bool,
 }
 
 /// The place of this instance: its directory in every hierarchy, locked while this value lives.
@@ -196,7 +198,16 @@ impl Site {
         }
         sweep::unlock(&parent);
         let inside = path.strip_prefix(&mount.point).map_or_else(|_| path.clone(), |below| mount.root.join(below));
-        self.hierarchies.push(Hierarchy { carries, v2: mount.v2, path, dir, point: mount.point.clone(), inside, bystander });
+        self.hierarchies.push(Hierarchy {
+            carries,
+            v2: mount.v2,
+            path,
+            dir,
+            point: mount.point.clone(),
+            inside,
+            bystander,
+            devices: mount.devices,
+        });
         Ok(())
     }
 
