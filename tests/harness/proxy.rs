@@ -297,7 +297,8 @@ impl Way {
         let this = &self;
         // Owns the queue: its end is the writer's.
         let reader = async move {
-            let mut bytes = Vec::new();
+            // Room for as much as a read gives: a Vec without would take 64 bytes at a time.
+            let mut bytes = Vec::with_capacity(16 << 10);
             let mut link = this.shared.link.subscribe();
             loop {
                 // Held bytes are not even read: they wait where TCP keeps them.

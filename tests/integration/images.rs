@@ -397,6 +397,27 @@ async fn room_is_made_from_what_nobody_uses() {
     assert_eq!(scene.ensure(&images, &image(&names[0]), PullPolicy::Missing).await.unwrap().id, pushed[0].id, "pulled again");
 }
 
+/// A worker that dies as it pulls has noted that it would; what its engine has of it is Windlass's.
+#[tokio::test]
+async fn what_a_dead_worker_pulled_goes_too() {
+    let Some(mut scene) = Scene::new().await else { return };
+    let (images, name, proxy) = (scene.images(), name(), scene.proxy());
+    let pushed = scene.registry.push(&name, "1", &[("hello", &noise(2000))], &hello());
+    let image = Scene::reference(proxy.port(), &format!("{name}:1"));
+    proxy.set(Direction::ToClient, Flow::Hold);
+    tokio::select! {
+        pulled = scene.ensure(&images, &image, PullPolicy::Missing) => panic!("{pulled:?}"),
+        () = proxy.until_connected(0) => {}
+    }
+    proxy.mend();
+    // An engine that was told to stop too late.
+    let pull = format!("/images/create?fromImage={}&tag=1", image.name());
+    assert_eq!(scene.daemon.ask("POST", &pull, &[]).unwrap().status, 200);
+    scene.config.disk_high_percent = 0.0;
+    assert_eq!(scene.images().make_room(&scene.engine).await, [pushed.id.clone()]);
+    assert!(!scene.has(&pushed.id));
+}
+
 /// A tag that moves leaves the image that it named without one.
 #[tokio::test]
 async fn images_whose_tags_moved_go_too() {

@@ -160,7 +160,8 @@ fn hold(path: &Path) -> io::Result<Result<Option<Hold>, Gone>> {
     if record.metadata()?.len() == 0 {
         return Ok(Err(Gone));
     }
-    record.set_modified(SystemTime::now())?;
+    // A time that cannot be written is no reason to let go of it.
+    let _ = record.set_modified(SystemTime::now());
     Ok(Ok(Some(Hold { record })))
 }
 
@@ -191,7 +192,7 @@ fn note(path: &Path, references: &[String]) -> io::Result<Hold> {
     let known = read(&record)?;
     let new: String = references.iter().filter(|new| !known.contains(new)).map(|new| format!("{new}\n")).collect();
     record.write_all(new.as_bytes())?;
-    record.set_modified(SystemTime::now())?;
+    let _ = record.set_modified(SystemTime::now());
     Ok(Hold { record })
 }
 
