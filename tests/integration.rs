@@ -59,6 +59,8 @@ mod golden;
 mod gpu;
 #[path = "integration/health.rs"]
 mod health;
+#[path = "integration/image_tasks.rs"]
+mod image_tasks;
 #[path = "integration/images.rs"]
 mod images;
 #[path = "integration/invariants.rs"]

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::disk::Under;
-use super::leftovers::entries;
+use super::leftovers::{entries, instances};
 use super::watchdog::watchdog;
 use super::worker::{Worker, windlass};
 use super::{Engine, Orchestrator, PATIENCE, Server, checker, leftovers, slowness};
@@ -263,8 +263,8 @@ impl Fleet {
                 leftovers::gone(Duration::from_secs(10), || Some(()).filter(|()| !worker.is_ready()).into_iter().collect()).await;
                 // A life that was killed before left a directory; a worker removes it once it is connected.
                 let state = worker.state_dir().to_owned();
-                let old = leftovers::gone(Duration::from_secs(10), || entries(&state).into_iter().skip(1).collect()).await;
-                let inside: Vec<_> = entries(&state).iter().map(|dir| (dir.clone(), entries(dir))).collect();
+                let old = leftovers::gone(Duration::from_secs(10), || instances(&state).into_iter().skip(1).collect()).await;
+                let inside: Vec<_> = instances(&state).iter().map(|dir| (dir.clone(), entries(dir))).collect();
                 assert!(old.is_empty(), "worker {} does not bury its dead: {inside:?}\n{}", worker.id, worker.log());
                 worker.signal(Signal::TERM);
                 graceful.push(worker);
@@ -273,7 +273,7 @@ impl Fleet {
         for worker in graceful {
             let status = worker.exit(PATIENCE).await;
             assert!(status.success(), "worker {} ended with {status} when it was drained\n{}", worker.id, worker.log());
-            let left = entries(worker.state_dir());
+            let left = instances(worker.state_dir());
             assert!(left.is_empty(), "worker {} left {left:?}\n{}", worker.id, worker.log());
         }
         let left = leftovers::gone(Duration::from_secs(5), || self.processes()).await;

@@ -92,6 +92,11 @@ pub fn in_cgroups(name: &str) -> Vec<(u32, String)> {
     found.into_iter().map(|(pid, command)| (pid, String::from_utf8_lossy(&command).replace('\0', " "))).collect()
 }
 
+/// What is in a state directory, but for what a worker's machine knows of its engine's images, which outlives workers.
+pub fn instances(state_dir: &Path) -> Vec<PathBuf> {
+    entries(state_dir).into_iter().filter(|path| !path.ends_with("images")).collect()
+}
+
 /// What is in a directory; nothing, if there is none.
 pub fn entries(dir: &Path) -> Vec<PathBuf> {
     std::fs::read_dir(dir).into_iter().flatten().flatten().map(|e| e.path()).collect()

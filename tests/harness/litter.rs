@@ -22,7 +22,7 @@ impl Fleet {
         let cgroups = leftovers::cgroups(&self.cgroup_parent()).into_iter();
         found.extend(cgroups.filter(|path| !named(path, &instances)).map(|path| path.display().to_string()));
         for worker in self.workers() {
-            for dir in leftovers::entries(worker.state_dir()) {
+            for dir in leftovers::instances(worker.state_dir()) {
                 if named(&dir, &instances) {
                     let parts = leftovers::entries(&dir).into_iter();
                     found.extend(parts.flat_map(|part| leftovers::entries(&part)).map(|path| path.display().to_string()));
