@@ -49,7 +49,7 @@ manual() {
 
 documents() {
   local page
-  for page in README.md CHANGELOG.md SECURITY.md LICENSE config/worker.toml config/nats.conf; do put 644 "$page" "$share/doc/windlass/$(basename "$page")"; done
+  for page in README.md CHANGELOG.md SECURITY.md LICENSE config/worker.toml config/services.toml config/nats.conf; do put 644 "$page" "$share/doc/windlass/$(basename "$page")"; done
   (cd docs && find . -name '*.md') | while read -r page; do put 644 "docs/$page" "$share/doc/windlass/${page#./}"; done
 }
 

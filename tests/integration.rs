@@ -99,6 +99,8 @@ mod sandbox;
 mod secrets;
 #[path = "integration/server_faults.rs"]
 mod server_faults;
+#[path = "integration/services.rs"]
+mod services;
 #[path = "integration/shipping.rs"]
 mod shipping;
 #[path = "integration/soak.rs"]

@@ -8,8 +8,8 @@ use serde_json::json;
 use super::output::{Style, Table};
 use super::{Exit, Failed, Global, Output};
 use crate::config::services::{self, Services};
-use crate::execute::docker::stack::{PullSettings, Stack, StackError, Standing, State};
-use crate::execute::docker::{Engine, EngineError};
+use crate::execute::docker::stack::{Stack, StackError, Standing, State};
+use crate::execute::docker::{Engine, EngineError, Images};
 
 /// `windlass services`
 #[derive(Debug, Clone, Subcommand)]
@@ -50,23 +50,21 @@ pub(super) async fn run(global: &Global, action: &ServicesAction, output: &Outpu
         return Err(Failed::new(Exit::Usage, "no container engine is configured").hint("set docker.host or DOCKER_HOST"));
     }
     let engine = Engine::connect(&config.docker).await.map_err(|error| of_engine(&error, error.to_string()))?;
-    let stack = Stack::new(engine, &wanted.environment);
+    let images = Images::new(&config.docker, &config.worker.state_dir);
+    let stack = Stack::new(engine, images, &wanted.environment);
     match action {
-        ServicesAction::Up(_) => {
-            let pull = PullSettings { retry: config.docker.pull_retry };
-            up(&stack, &wanted, &pull, output).await
-        }
+        ServicesAction::Up(_) => up(&stack, &wanted, output).await,
         ServicesAction::Status(_) => status(&stack, &wanted, output).await,
         ServicesAction::Down(args) => down(&stack, &wanted, args, output).await,
     }
 }
 
-async fn up(stack: &Stack, wanted: &Services, pull: &PullSettings, output: &Output) -> Result<Exit, Failed> {
+async fn up(stack: &Stack, wanted: &Services, output: &Output) -> Result<Exit, Failed> {
     if wanted.services.is_empty() {
         let hint = format!("give a file with --services or {}; config/services.toml shows its keys", services::VARIABLE);
         return Err(Failed::new(Exit::Usage, "no services are configured").hint(hint));
     }
-    stack.up(wanted, pull, &|step| output.notice(step)).await?;
+    stack.up(wanted, &|step| output.notice(step)).await?;
     status(stack, wanted, output).await
 }
 
@@ -144,6 +142,7 @@ impl From<StackError> for Failed {
         match error {
             StackError::Engine { error, .. } => of_engine(&error, message),
             StackError::NotReady { .. } => Self::new(Exit::Error, message).hint("look at its image, command, env and health check"),
+            StackError::Image { error, .. } => Self::new(Exit::Error, message).hint(error.hint),
             StackError::Secret { .. } => Self::new(Exit::Usage, message),
         }
     }

@@ -4,8 +4,7 @@ use std::io::ErrorKind;
 use std::time::Duration;
 
 use super::run::millis;
-use crate::execute::docker::refusal;
-use crate::execute::docker::services::ServiceError;
+use crate::execute::docker::{Refusal, refusal};
 use crate::execute::native;
 use crate::mask::Masker;
 use crate::plan::Plan;
@@ -115,7 +114,7 @@ pub(super) enum Stopped {
     Lost,
     Output,
     /// A service that it needs has ended.
-    Deserted(ServiceError),
+    Deserted(Refusal),
     /// By nobody here: what ran it went away under it.
     Broken(String),
 }

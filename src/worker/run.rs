@@ -21,8 +21,7 @@ use super::signals::{Interrupt, Signals, interrupted};
 use super::story::Story;
 use crate::bus::chain::ChainWriter;
 use crate::crash::{self, Point};
-use crate::execute::docker::Identity;
-use crate::execute::docker::services::ServiceError;
+use crate::execute::docker::{Identity, Refusal};
 use crate::execute::gpu::{self, Held};
 use crate::execute::native::Keeping;
 use crate::execute::native::sandbox::User;
@@ -108,17 +107,10 @@ struct Running {
 
 impl Running {
     /// A service that it needs has ended. Cancel safe.
-    async fn deserted(provided: &mut Option<Provided>) -> ServiceError {
+    async fn deserted(provided: &mut Option<Provided>) -> Refusal {
         match provided.as_mut().and_then(|provided| provided.services.as_mut()) {
             Some(services) => services.failed().await,
             None => std::future::pending().await,
-        }
-    }
-
-    fn renew(&self, lease: Duration) {
-        self.process.renew(lease);
-        if let Some(services) = self.provided.as_ref().and_then(|provided| provided.services.as_ref()) {
-            services.renew(lease);
         }
     }
 }
@@ -126,7 +118,7 @@ impl Running {
 /// After its end: completes when nothing is left of it that its directory must be kept for.
 async fn gone(process: &mut Process, provided: Option<Provided>) {
     process.gone().await;
-    let Some(Provided { image: _image, services, others: _others }) = provided else { return };
+    let Some(Provided { image: _image, services }) = provided else { return };
     if let Some(services) = services {
         services.stop().await;
     }

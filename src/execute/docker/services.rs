@@ -2,16 +2,16 @@
 //!
 //! ```text
 //! start: network ─▶ for each service in order: hold ─▶ create ─▶ start ─▶ ready (probe) ─▶ Running
-//! Running: failed() when one of them ends · renew() its leases · stop(): containers, then the network, are removed
+//! Running: failed() when one of them ends · stop(): containers, then the network, are removed
 //! ```
 //! Whatever happens they go with the task: a start that nobody waits for any more is undone, a [`Running`] that is dropped
 //! is removed in the background, and what a dead worker left is found by its labels. A service that is not ready in time, or
 //! ends while the task needs it, is the end of the attempt: `service_unhealthy`, with what the service wrote last.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::path::PathBuf;
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 mod body;
@@ -19,26 +19,28 @@ mod hold;
 pub(super) mod last_words;
 pub(super) mod probe;
 mod running;
-mod sources;
 
 pub(super) use body::bounded_log;
 pub use running::Running;
 pub(super) use running::remove_container;
 
 use super::engine::{Engine, EngineError};
+use super::labels::Owner;
+use super::refusal;
+use super::{Ready, Refusal};
 use crate::execute::native::Supervisor;
 use crate::plan;
-use crate::task::{ByteSize, Reason, Tenant};
+use crate::task::{ByteSize, Reason, TaskId, Tenant};
 
-/// Why a task has no services, or has them no longer.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServiceError {
-    /// Typed.
-    pub reason: Reason,
-    /// Which service, what happened, its last words.
-    pub error: String,
-    /// What to do.
-    pub hint: String,
+/// A service that was asked for.
+#[derive(Debug, Clone)]
+pub struct Asked {
+    /// What it is.
+    pub service: plan::Service,
+    /// Its image, which stays for as long as the service does.
+    pub image: Ready,
+    /// Who it runs as; the image's own unless given.
+    pub user: Option<String>,
 }
 
 /// What services are started from.
@@ -48,16 +50,12 @@ pub struct Request {
     pub engine: Engine,
     /// Whose task needs them.
     pub tenant: Tenant,
-    /// What all containers and networks of this attempt are labelled with, but for their role.
-    pub labels: HashMap<String, String>,
-    /// What the names of containers and networks of this worker begin with.
-    pub name_prefix: String,
+    /// The worker that they belong to.
+    pub owner: Owner,
+    /// The task, and its attempt.
+    pub task: (TaskId, u32),
     /// The services, each after those that it depends on.
-    pub services: Vec<plan::Service>,
-    /// Ids of their images, in the same order.
-    pub images: Vec<String>,
-    /// `uid:gid` of the tenant, where tenants have users of their own.
-    pub user: Option<String>,
+    pub services: Vec<Asked>,
     /// They, and the task, reach more than each other.
     pub way_out: bool,
     /// Size of each one's `/tmp`.
@@ -66,17 +64,21 @@ pub struct Request {
     pub supervisor: Option<Supervisor>,
     /// Name of the attempt, for the cgroups.
     pub attempt: String,
-    /// Until when they may run without [`Running::renew`]; none: for ever.
-    pub lease: Option<Duration>,
+    /// Directory of the attempt.
+    pub directory: PathBuf,
+    /// Whether limits are promised.
+    pub enforced: bool,
+    /// Until when they may run, as the attempt may; none: for ever.
+    pub lease: Option<watch::Receiver<Instant>>,
 }
 
-/// Starts the services and waits until all are ready. Dropped before that, it undoes what was done, in the background: no
-/// request to the engine is broken off, for the engine would carry it out all the same.
+/// Starts the services and waits until all are ready, or until `stop`: then it ends when all is undone. Dropped, it undoes what
+/// was done in the background. No request to the engine is broken off, for the engine would carry it out all the same.
 ///
 /// # Errors
 /// When one cannot be started or does not become ready; nothing is left of them then.
-pub async fn start(request: Request) -> Result<Running, ServiceError> {
-    let stop = CancellationToken::new();
+pub async fn start(request: Request, stop: &CancellationToken) -> Result<Running, Refusal> {
+    let stop = stop.child_token();
     let _stop_when_dropped = stop.clone().drop_guard();
     let (to, from) = oneshot::channel();
     tokio::spawn(async move {
@@ -86,7 +88,7 @@ pub async fn start(request: Request) -> Result<Running, ServiceError> {
         }
     });
     from.await.unwrap_or_else(|_| {
-        Err(ServiceError {
+        Err(Refusal {
             reason: Reason::Internal,
             error: "the start of the services broke off".to_owned(),
             hint: "this is a defect of Windlass; look at the worker's log".to_owned(),
@@ -94,29 +96,17 @@ pub async fn start(request: Request) -> Result<Running, ServiceError> {
     })
 }
 
-impl ServiceError {
-    /// The engine's doing.
-    fn of_engine(what: &str, error: &EngineError) -> Self {
-        let (reason, hint) = match error {
-            EngineError::Refused { status: 404, message, .. } if message.contains("o such image") => {
-                (Reason::ImageNotFound, "the image was removed from the engine in between; submit the task again")
-            }
-            EngineError::Refused { status: 400..=499, .. } => {
-                (Reason::SpawnFailed, "look at entrypoint, command, user and mounts of the service: the engine does not start it like this")
-            }
-            EngineError::Unavailable { .. } | EngineError::Refused { .. } | EngineError::Unfit(_) => {
-                (Reason::DockerUnavailable, "look at the container engine of the worker's machine; another attempt follows")
-            }
-        };
-        Self { reason, error: format!("{what}: {error}"), hint: hint.to_owned() }
-    }
+/// The engine did not do something for a service.
+fn of_engine(what: &str, error: &EngineError) -> Refusal {
+    let Refusal { reason, error, hint } = refusal::of_start(error);
+    Refusal { reason, error: format!("{what}: {error}"), hint }
+}
 
-    fn unhealthy(error: String) -> Self {
-        let hint = "look at the service's image, command, env and health check; give it more time with health.retries".to_owned();
-        Self { reason: Reason::ServiceUnhealthy, error, hint }
-    }
+fn unhealthy(error: String) -> Refusal {
+    let hint = "look at the service's image, command, env and health check; health.retries gives it more time".to_owned();
+    Refusal { reason: Reason::ServiceUnhealthy, error, hint }
+}
 
-    fn interrupted() -> Self {
-        Self { reason: Reason::Canceled, error: "nobody waits for the services any more".to_owned(), hint: String::new() }
-    }
+fn interrupted() -> Refusal {
+    Refusal { reason: Reason::Canceled, error: "nobody waits for the services any more".to_owned(), hint: String::new() }
 }

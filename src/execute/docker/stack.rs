@@ -16,15 +16,14 @@ use bollard::query_parameters::{
 use serde::Serialize;
 
 mod body;
-mod image;
 mod secrets;
 
 use super::engine::{Engine, EngineError};
-use super::network;
 use super::services::probe::{self, Look};
 use super::services::{last_words, remove_container};
-use crate::config::RetryConfig;
+use super::{ImageError, Images, Ready, network};
 use crate::config::services::{Service, Services, VolumeSource};
+use crate::task::Reason;
 
 /// Time that a service gets to end by itself before it is killed.
 const GRACE_S: i32 = 10;
@@ -47,6 +46,14 @@ pub enum StackError {
         service: String,
         /// What the last look said, and what it wrote.
         why: String,
+    },
+    /// It has no image.
+    #[error("service {service}: {error}")]
+    Image {
+        /// Whose.
+        service: String,
+        /// Why not.
+        error: ImageError,
     },
     /// A secret that cannot be read.
     #[error("service {service}: secret {reference}: {why}")]
@@ -108,28 +115,29 @@ pub struct Removed {
 #[derive(Debug)]
 pub struct Stack {
     engine: Engine,
+    images: Images,
     environment: String,
 }
 
 impl Stack {
     /// Of the environment of that name.
     #[must_use]
-    pub fn new(engine: Engine, environment: &str) -> Self {
-        Self { engine, environment: environment.to_owned() }
+    pub fn new(engine: Engine, images: Images, environment: &str) -> Self {
+        Self { engine, images, environment: environment.to_owned() }
     }
 
     /// Starts what does not run, makes anew what is not as it should be, and waits until each is ready. `tell` hears what is done.
     ///
     /// # Errors
     /// At the first service that cannot be started or does not become ready; those before it run.
-    pub async fn up(&self, wanted: &Services, pull: &PullSettings, tell: &(dyn Fn(&str) + Sync)) -> Result<(), StackError> {
+    pub async fn up(&self, wanted: &Services, tell: &(dyn Fn(&str) + Sync)) -> Result<(), StackError> {
         self.network().await?;
         let there = self.containers().await?;
         for (name, service) in &wanted.services {
-            let failed = |error| StackError::Engine { what: format!("service {name}"), error };
-            let image = image::ensure(&self.engine, service, pull, tell).await.map_err(failed)?;
             let secrets = secrets::read(name, service)?;
-            let body = body::body(self, name, service, &image, &secrets);
+            // Held until the container is there, which holds it from then on.
+            let image = self.image(name, service, tell).await?;
+            let body = body::body(self, name, service, &image.id, &secrets);
             let container = match there.get(name) {
                 Some(found) if body::is_same(found, &body) => {
                     let id = found.id.clone().unwrap_or_default();
@@ -256,6 +264,16 @@ impl Stack {
         Ok(found)
     }
 
+    async fn image(&self, name: &str, service: &Service, tell: &(dyn Fn(&str) + Sync)) -> Result<Ready, StackError> {
+        let failed = |error| StackError::Image { service: name.to_owned(), error };
+        let image = service.image().map_err(|error| {
+            failed(ImageError { reason: Reason::ImageRefused, error: error.to_string(), hint: "correct services.<name>.image".to_owned() })
+        })?;
+        let told = std::sync::Once::new();
+        let progress = |_| told.call_once(|| tell(&format!("pulling {image}")));
+        self.images.ensure(&self.engine, &image, service.pull, None, &progress).await.map_err(failed)
+    }
+
     async fn network(&self) -> Result<(), StackError> {
         let options = ListNetworksOptions { filters: Some(self.ours()) };
         if !self.ask("list networks", self.engine.api().list_networks(Some(options))).await?.is_empty() {
@@ -344,13 +362,6 @@ impl Stack {
             Err(error) => Err(StackError::Engine { what: format!("service {name}"), error }),
         }
     }
-}
-
-/// How images are pulled.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PullSettings {
-    /// `docker.pull_retry`
-    pub retry: RetryConfig,
 }
 
 fn runs(container: &ContainerInspectResponse) -> bool {

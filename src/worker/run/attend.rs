@@ -52,7 +52,7 @@ impl Run<'_> {
                 }
                 Ok(()) = self.signals.lease.changed() => {
                     let until = *self.signals.lease.borrow_and_update();
-                    running.renew(until.saturating_duration_since(Instant::now()));
+                    running.process.renew(until.saturating_duration_since(Instant::now()));
                     continue;
                 }
                 () = tokio::time::sleep_until(stop_at), if stopped.is_none() => {

@@ -5,15 +5,17 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::super::signals::interrupted;
 use super::super::story::Story;
 use super::{Ended, Run};
 use crate::bus::chain::{Appended, ChainWriter};
-use crate::execute::docker::labels::{Role, Work};
-use crate::execute::docker::{Credentials, Engine, Identity, PullProgress, Ready, Refusal, labels, services};
+use crate::execute::docker::labels::Work;
+use crate::execute::docker::services::{self, Asked};
+use crate::execute::docker::{Credentials, Engine, Identity, PullProgress, Ready, Refusal};
 use crate::plan::{self, ContainerUser};
-use crate::prepare::Facts;
+use crate::prepare::{Facts, Workspace};
 use crate::task::event::{Event, EventKind, Progress};
 use crate::task::{ImageRef, PullPolicy, Reason};
 use crate::telemetry::causes;
@@ -24,8 +26,6 @@ pub(super) struct Provided {
     pub(super) image: Ready,
     /// The services beside it; none unless asked for.
     pub(super) services: Option<services::Running>,
-    /// The images of those, held as long as its own.
-    pub(super) others: Vec<Ready>,
 }
 
 impl Run<'_> {
@@ -34,18 +34,20 @@ impl Run<'_> {
         &mut self,
         engine: &Engine,
         container: &plan::Container,
+        workspace: &Workspace,
         facts: &Facts<'_>,
         writer: &mut ChainWriter,
     ) -> Result<Provided, Box<Ended>> {
         let credentials = credentials(container, facts).map_err(|refusal| self.refuse(refusal))?;
         let image = self.image(engine, (&container.image, container.pull.value), credentials.as_ref(), writer).await?;
         self.run.image_digest = Some(image.digest.clone().unwrap_or_else(|| image.id.clone()));
-        let mut others = Vec::new();
+        let mut asked = Vec::new();
         for service in &container.services {
-            others.push(self.image(engine, (&service.image, service.pull), credentials.as_ref(), writer).await?);
+            let image = self.image(engine, (&service.image, service.pull), credentials.as_ref(), writer).await?;
+            asked.push(Asked { service: service.clone(), image, user: self.identity_of(&service.user).user });
         }
-        let services = if others.is_empty() { None } else { Some(self.services(engine, container, &others).await?) };
-        Ok(Provided { image, services, others })
+        let services = if asked.is_empty() { None } else { Some(self.services(engine, container, asked, workspace).await?) };
+        Ok(Provided { image, services })
     }
 
     /// Makes sure that the engine has an image, and tells how far that is.
@@ -73,28 +75,40 @@ impl Run<'_> {
     }
 
     /// Starts the services and waits until they are ready.
-    async fn services(&mut self, engine: &Engine, container: &plan::Container, images: &[Ready]) -> Result<services::Running, Box<Ended>> {
+    async fn services(
+        &mut self,
+        engine: &Engine,
+        container: &plan::Container,
+        asked: Vec<Asked>,
+        workspace: &Workspace,
+    ) -> Result<services::Running, Box<Ended>> {
         let holds = self.shared.containers.can_hold(engine);
-        let mut labels = self.owner().labels(Role::Service, self.work());
-        labels.remove(labels::ROLE);
-        let tenant = self.identity_of(&ContainerUser::Tenant);
         let request = services::Request {
             engine: engine.clone(),
             tenant: self.task.tenant.clone(),
-            labels,
-            name_prefix: name_prefix(&self.shared.instance.info.instance),
-            services: container.services.clone(),
-            images: images.iter().map(|image| image.id.clone()).collect(),
-            user: tenant.user,
-            way_out: container.network.value == "bridge",
+            owner: self.owner(),
+            task: (self.task.task_id.clone(), self.story.attempt()),
+            services: asked,
+            way_out: container.network.value != "none",
             tmp: self.shared.config.docker.tmp,
             supervisor: holds.then(|| self.shared.supervisor.clone()),
             attempt: self.name(),
-            lease: self.lease(),
+            directory: workspace.dir.clone(),
+            enforced: self.plan.limits().enforced,
+            lease: self.shared.leased().then(|| self.signals.lease.clone()),
         };
-        // Services that nobody waits for any more are removed.
-        let started = self.unless_stopped(services::start(request)).await?;
-        started.map_err(|error| self.refuse(Refusal { reason: error.reason, error: error.error, hint: error.hint }))
+        let unwanted = CancellationToken::new();
+        let mut start = std::pin::pin!(services::start(request, &unwanted));
+        let stopped = match self.unless_stopped(&mut start).await {
+            Ok(started) => return started.map_err(|refusal| self.refuse(refusal)),
+            Err(stopped) => stopped,
+        };
+        unwanted.cancel();
+        // First they go, then the news.
+        if let Ok(services) = start.await {
+            services.stop().await;
+        }
+        Err(stopped)
     }
 
     /// Who a container of this task that asks for `asked` runs as.
@@ -109,11 +123,6 @@ impl Run<'_> {
     pub(super) fn work(&self) -> Work<'_> {
         Work { tenant: self.task.tenant.as_str(), task: self.task.task_id.as_str(), attempt: self.story.attempt() }
     }
-}
-
-/// What the names of all containers of a worker begin with.
-fn name_prefix(instance: &str) -> String {
-    format!("windlass-{}-", instance.get(..12).unwrap_or(instance))
 }
 
 /// The task's own key to the registry of its images.

@@ -3,9 +3,7 @@
 use std::time::Duration;
 
 use bollard::errors::Error;
-use bollard::query_parameters::{
-    CreateContainerOptions, RemoveContainerOptionsBuilder, StartContainerOptions, WaitContainerOptionsBuilder,
-};
+use bollard::query_parameters::WaitContainerOptionsBuilder;
 use futures_util::StreamExt as _;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -13,12 +11,13 @@ use tokio_util::sync::CancellationToken;
 use super::body::{self, Place};
 use super::hold::Hold;
 use super::probe::{self, Look};
-use super::{Request, ServiceError, last_words, sources};
+use super::{Asked, Request, interrupted, last_words, of_engine, unhealthy};
 use crate::execute::docker::engine::{Engine, EngineError};
-use crate::execute::docker::network;
+use crate::execute::docker::labels::Role;
+use crate::execute::docker::{Ready, Refusal, mounts, network, refusal};
 use crate::plan::Service;
-use crate::task::{HealthCheck, Tenant};
-use crate::telemetry::{causes, metrics};
+use crate::task::{HealthCheck, Reason, Tenant};
+use crate::telemetry::{causes, metrics, spawn_blocking};
 
 /// How a container ended: its status, or why that is not known.
 type End = Result<i64, EngineError>;
@@ -50,12 +49,14 @@ struct Container {
     name: String,
     hold: Hold,
     started: bool,
+    /// Not removed to make room as long as the container is there.
+    _image: Ready,
 }
 
 /// Starts everything; what was started is removed when not everything can be.
-pub(super) async fn bring_up(request: Request, stop: &CancellationToken) -> Result<Running, ServiceError> {
+pub(super) async fn bring_up(request: Request, stop: &CancellationToken) -> Result<Running, Refusal> {
     let engine = request.engine.on_behalf_of(&request.tenant);
-    let network = name(&request);
+    let network = request.owner.fresh_name();
     let there = There { engine, tenant: request.tenant.clone(), network, containers: Vec::new() };
     let mut running = Running { there: Some(there), watched: JoinSet::new(), fallen: None };
     match running.begin(&request, stop).await {
@@ -67,12 +68,6 @@ pub(super) async fn bring_up(request: Request, stop: &CancellationToken) -> Resu
     }
 }
 
-fn name(request: &Request) -> String {
-    // The end of it is random, its beginning a time.
-    let unique = uuid::Uuid::now_v7().simple().to_string();
-    format!("{}{}", request.name_prefix, &unique[20..])
-}
-
 impl Running {
     /// Name of the network that the task is to be in.
     #[must_use]
@@ -80,39 +75,41 @@ impl Running {
         self.there.as_ref().map_or("none", |there| &there.network)
     }
 
-    async fn begin(&mut self, request: &Request, stop: &CancellationToken) -> Result<(), ServiceError> {
+    async fn begin(&mut self, request: &Request, stop: &CancellationToken) -> Result<(), Refusal> {
         let Some(there) = &self.there else { return Ok(()) };
-        let labels = body::labels(&request.labels, "network", None);
-        network::create(&there.engine, &there.network, labels, request.way_out)
-            .await
-            .map_err(|error| ServiceError::of_engine("cannot make the network of the services", &error))?;
-        for (service, image) in request.services.iter().zip(&request.images) {
+        let labels = body::labels(request, Role::Network, None);
+        network::create(&there.engine, &there.network, labels, request.way_out).await.map_err(|error| no_network(&error))?;
+        for asked in &request.services {
             if stop.is_cancelled() {
-                return Err(ServiceError::interrupted());
+                return Err(interrupted());
             }
-            self.add(request, service, image).await?;
-            if let Some(check) = &service.health {
-                self.until_ready(service, check, stop).await?;
+            self.add(request, asked).await?;
+            if let Some(check) = &asked.service.health {
+                self.until_ready(&asked.service, check, stop).await?;
             }
         }
         Ok(())
     }
 
     /// Creates and starts one.
-    async fn add(&mut self, request: &Request, service: &Service, image: &str) -> Result<(), ServiceError> {
+    async fn add(&mut self, request: &Request, asked: &Asked) -> Result<(), Refusal> {
         let Some(there) = &mut self.there else { return Ok(()) };
-        let sources = sources::resolve(service).await?;
-        let hold = Hold::take(request, service).await?;
-        let place = Place { network: &there.network, image, cgroup_parent: hold.parent(), sources: &sources };
-        let body = body::body(request, service, &place);
-        let name = name(request);
-        let refused = |error: EngineError| ServiceError::of_engine(&format!("service {} cannot be started", service.name), &error);
+        let service = &asked.service;
+        let mounts = service.mounts.clone();
+        // Following links may take as long as the disk does.
+        let resolved = spawn_blocking(move || mounts::resolve(&mounts)).await;
+        let resolved = resolved.unwrap_or_else(|error| Err(Refusal::isolation(error.to_string())));
+        let named = |refusal: Refusal| Refusal { error: format!("service {}: {}", service.name, refusal.error), ..refusal };
+        let binds = resolved.map_err(named)?;
+        let hold = Hold::take(request, asked).await?;
+        let body = body::body(request, asked, Place { network: &there.network, cgroup_parent: hold.parent(), binds });
+        let name = request.owner.fresh_name();
+        let refused = |error: EngineError| of_engine(&format!("service {} cannot be started", service.name), &error);
         // Before it is there: an answer that is lost leaves a container.
-        there.containers.push(Container { service: service.name.clone(), name: name.clone(), hold, started: false });
-        let options = CreateContainerOptions { name: Some(name.clone()), ..CreateContainerOptions::default() };
-        let api = there.engine.api();
-        there.engine.ask("create", api.create_container(Some(options), body)).await.map_err(refused)?;
-        there.engine.ask("start", api.start_container(&name, None::<StartContainerOptions>)).await.map_err(refused)?;
+        let image = asked.image.clone();
+        there.containers.push(Container { service: service.name.clone(), name: name.clone(), hold, started: false, _image: image });
+        there.engine.create(&name, body).await.map_err(refused)?;
+        there.engine.start(&name).await.map_err(refused)?;
         metrics::note(|m| m.service_started(&there.tenant));
         if let Some(last) = there.containers.last_mut() {
             last.started = true;
@@ -122,7 +119,7 @@ impl Running {
         Ok(())
     }
 
-    async fn until_ready(&mut self, service: &Service, check: &HealthCheck, stop: &CancellationToken) -> Result<(), ServiceError> {
+    async fn until_ready(&mut self, service: &Service, check: &HealthCheck, stop: &CancellationToken) -> Result<(), Refusal> {
         let Some((engine, container)) = self.newest() else { return Ok(()) };
         let interval = Duration::from_secs_f64(check.interval_s);
         let mut last = String::new();
@@ -131,22 +128,22 @@ impl Running {
             let looked = tokio::select! {
                 looked = probe::look(&engine, &container, check) => looked,
                 error = self.failed() => return Err(error),
-                () = stop.cancelled() => return Err(ServiceError::interrupted()),
+                () = stop.cancelled() => return Err(interrupted()),
             };
             match looked {
                 Ok(Look::Ready) => return Ok(()),
                 Ok(Look::NotReady(why)) => last = why,
-                Err(error) => return Err(ServiceError::of_engine(&format!("service {}", service.name), &error)),
+                Err(error) => return Err(of_engine(&format!("service {}", service.name), &error)),
             }
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
                 error = self.failed() => return Err(error),
-                () = stop.cancelled() => return Err(ServiceError::interrupted()),
+                () = stop.cancelled() => return Err(interrupted()),
             }
         }
         let words = last_words::sentence(&last_words::of(&engine, &container).await);
         let looks = check.retries;
-        Err(ServiceError::unhealthy(format!("service {} did not become ready in {looks} looks: {last}; {words}", service.name)))
+        Err(unhealthy(format!("service {} did not become ready in {looks} looks: {last}; {words}", service.name)))
     }
 
     fn newest(&self) -> Option<(Engine, String)> {
@@ -155,7 +152,7 @@ impl Running {
     }
 
     /// Completes when a service has ended, which none may while the task runs. Cancel safe.
-    pub async fn failed(&mut self) -> ServiceError {
+    pub async fn failed(&mut self) -> Refusal {
         if self.fallen.is_none() {
             self.fallen = match self.watched.join_next().await {
                 Some(Ok(fallen)) => Some(fallen),
@@ -165,11 +162,6 @@ impl Running {
         let (Some((at, end)), Some(there)) = (&self.fallen, &self.there) else { return std::future::pending().await };
         let Some(container) = there.containers.get(*at) else { return std::future::pending().await };
         there.told_end(container, end).await
-    }
-
-    /// The leases of its cgroups hold for so long from now.
-    pub fn renew(&self, lease: Duration) {
-        self.there.iter().flat_map(|there| &there.containers).for_each(|container| container.hold.renew(lease));
     }
 
     /// Removes containers and network; the task's container must be gone from it. To be waited for.
@@ -190,14 +182,18 @@ impl Drop for Running {
 }
 
 impl There {
-    async fn told_end(&self, container: &Container, end: &End) -> ServiceError {
+    async fn told_end(&self, container: &Container, end: &End) -> Refusal {
         let service = &container.service;
         match end {
-            Err(error) if !error.is_not_found() => ServiceError::of_engine(&format!("service {service} is out of sight"), error),
-            Err(_) => ServiceError::unhealthy(format!("service {service} is gone: its container was removed")),
+            Err(error) if !error.is_not_found() => of_engine(&format!("service {service} is out of sight"), error),
+            Err(_) => unhealthy(format!("service {service} is gone: its container was removed")),
             Ok(status) => {
-                let words = last_words::sentence(&last_words::of(&self.engine, &container.name).await);
-                ServiceError::unhealthy(format!("service {service} ended with {status} before the task did; {words}"))
+                let words = last_words::of(&self.engine, &container.name).await;
+                if let Some(refusal) = i32::try_from(*status).ok().and_then(|status| refusal::of_init(status, &words)) {
+                    return Refusal { error: format!("service {service}: {}", refusal.error), ..refusal };
+                }
+                let words = last_words::sentence(&words);
+                unhealthy(format!("service {service} ended with {status} before the task did; {words}"))
             }
         }
     }
@@ -205,7 +201,7 @@ impl There {
     /// The last first, as nobody depends on it.
     async fn remove(self) {
         let Self { engine, tenant, network, containers } = self;
-        for Container { service, name, hold, started } in containers.into_iter().rev() {
+        for Container { service, name, hold, started, .. } in containers.into_iter().rev() {
             if let Err(error) = remove_container(&engine, &name).await {
                 tracing::warn!(service, container = name, error = %causes(&error), "a service's container cannot be removed; it is tried again when this worker has ended");
             }
@@ -225,15 +221,21 @@ pub(in crate::execute::docker) async fn remove_container(engine: &Engine, name: 
     const TRIES: u32 = 25;
     let mut tries = 1;
     loop {
-        let options = RemoveContainerOptionsBuilder::default().force(true).v(true).build();
-        match engine.ask("remove", engine.api().remove_container(name, Some(options))).await {
+        match engine.remove(name).await {
             Ok(()) => return Ok(()),
-            Err(error) if error.is_not_found() => return Ok(()),
-            // A conflict is a removal that is under way.
-            Err(error) if tries < TRIES && (error.is_transient() || error.is_conflict()) => tries += 1,
+            Err(error) if tries < TRIES && error.is_transient() => tries += 1,
             Err(error) => return Err(error),
         }
         tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Whatever the engine says: the task has no part in it.
+fn no_network(error: &EngineError) -> Refusal {
+    Refusal {
+        reason: Reason::DockerUnavailable,
+        error: format!("cannot make the network of the services: {error}"),
+        hint: "look at the container engine: it may have no address pool left for one more network (default-address-pools)".to_owned(),
     }
 }
 
@@ -244,7 +246,7 @@ async fn end_of(engine: &Engine, name: &str) -> End {
     match answers.next().await {
         Some(Ok(answer)) => Ok(answer.status_code),
         Some(Err(Error::DockerContainerWaitError { code, .. })) => Ok(code),
-        Some(Err(error)) => Err(engine.told("wait", error)),
-        None => Err(engine.told("wait", Error::IOError { err: std::io::ErrorKind::UnexpectedEof.into() })),
+        Some(Err(error)) => Err(engine.told("wait for a container", error)),
+        None => Err(engine.told("wait for a container", Error::IOError { err: std::io::ErrorKind::UnexpectedEof.into() })),
     }
 }

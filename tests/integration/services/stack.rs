@@ -1,0 +1,118 @@
+//! `windlass services up|down|status` at a real engine.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::file;
+use crate::harness::docker::IMAGE;
+use crate::harness::{Engine, Fleet};
+
+/// Exit code, JSON lines and what stands on stderr.
+async fn services(fleet: &Fleet, file: &Path, args: &[&str]) -> (i32, Vec<Value>, String) {
+    let mut command = fleet.cli(["services"].iter().chain(args));
+    command.args(["-o", "json"]).env("WINDLASS_SERVICES_CONFIG", file);
+    let output = command.output().await.expect("windlass runs");
+    let lines = String::from_utf8_lossy(&output.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    (output.status.code().unwrap_or(-1), lines, String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+fn states(lines: &[Value]) -> Vec<(String, String)> {
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    lines.iter().map(|line| (text(&line["service"]), text(&line["state"]))).collect()
+}
+
+fn is(lines: &[Value], wanted: &[(&str, &str)]) -> bool {
+    states(lines) == wanted.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>()
+}
+
+async fn fleet() -> Option<(Fleet, Arc<Engine>)> {
+    Some((Fleet::docker(&[]).await?, Engine::shared()?))
+}
+
+fn config(environment: &str, greeting: &str) -> String {
+    format!(
+        r#"
+environment = "{environment}"
+[services.front]
+image = "{IMAGE}"
+command = ["bash", "-c", "exec 3<>/dev/tcp/back/80 && head -n1 <&3 && sleep 1000"]
+depends_on = ["back"]
+[services.back]
+image = "{IMAGE}"
+command = ["bash", "-c", "exec nc -ll -p 80 -e echo \"$GREETING\""]
+env = {{ GREETING = "{greeting}" }}
+secrets = {{ TOKEN = "env:STACK_TOKEN" }}
+volumes = ["data:/data"]
+ports = ["18080:80"]
+health = {{ command = ["bash", "-c", "netstat -ltn | grep -q :80"], interval_s = 0.05, retries = 600 }}
+"#
+    )
+}
+
+#[tokio::test]
+async fn long_lived_services_come_up_stay_and_go() {
+    let Some((fleet, engine)) = fleet().await else { return };
+    let environment = fleet.prefix.to_lowercase();
+    let path = file(&fleet, "services.toml", &config(&environment, "hello").replace("secrets = { TOKEN = \"env:STACK_TOKEN\" }\n", ""));
+    let (code, lines, error) = services(&fleet, &path, &["status"]).await;
+    assert!(code == 1 && is(&lines, &[("back", "missing"), ("front", "missing")]), "{code} {lines:?} {error}");
+    let (code, up, error) = services(&fleet, &path, &["up"]).await;
+    assert!(code == 0 && is(&up, &[("back", "ready"), ("front", "ready")]), "{code} {up:?} {error}");
+    // Again: nothing changes.
+    let (code, again, error) = services(&fleet, &path, &["up"]).await;
+    assert!(code == 0 && again == up, "{code} {again:?} {error}");
+    let label = format!("windlass.environment={environment}");
+    let containers = engine.containers(&[&label, "windlass.role=stack"]);
+    assert_eq!(containers.len(), 2);
+    assert!(containers.iter().all(|c| !c.labels.contains_key("windlass.instance")), "a worker would remove them: {containers:?}");
+    let id = |lines: &[Value], at: usize| lines[at]["container_id"].clone();
+    // One that changed is made anew, the other one stays.
+    file(&fleet, "services.toml", &std::fs::read_to_string(&path).expect("the file").replace("hello", "good morning"));
+    let (code, lines, _) = services(&fleet, &path, &["status"]).await;
+    assert!(code == 1 && is(&lines, &[("back", "outdated"), ("front", "ready")]), "{code} {lines:?}");
+    let (code, changed, error) = services(&fleet, &path, &["up"]).await;
+    assert!(code == 0 && id(&changed, 0) != id(&up, 0) && id(&changed, 1) == id(&up, 1), "{code} {changed:?} {error}");
+    // One that was stopped is started again.
+    engine.does("POST", &format!("/containers/{}/stop?t=1", id(&changed, 1).as_str().expect("an id")), &[204]);
+    let (code, lines, _) = services(&fleet, &path, &["status"]).await;
+    assert!(code == 1 && is(&lines, &[("back", "ready"), ("front", "stopped")]), "{code} {lines:?}");
+    let (code, started, error) = services(&fleet, &path, &["up"]).await;
+    assert!(code == 0 && started == changed, "{code} {started:?} {error}");
+    let (code, removed, error) = services(&fleet, &path, &["down", "--volumes"]).await;
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(removed[0]["services"], serde_json::json!(["back", "front"]));
+    assert_eq!(removed[0]["volumes"].as_array().map(Vec::len), Some(1));
+    assert!(engine.containers(&[&label]).is_empty());
+    let networks = engine.does("GET", "/networks", &[200]).text();
+    assert!(!networks.contains(&format!("windlass-{environment}")), "{networks}");
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn mistakes_and_services_that_are_not_ready_are_told() {
+    let Some((fleet, engine)) = fleet().await else { return };
+    let path = file(&fleet, "wrong.toml", "[services.a]\nimage = \"UPPER\"\ncpus = 0\n");
+    let (code, _, error) = services(&fleet, &path, &["up"]).await;
+    assert!(code == 2 && error.contains("services.a.image") && error.contains("services.a.cpus"), "{code} {error}");
+    let environment = fleet.prefix.to_lowercase();
+    let secret = file(&fleet, "secret.toml", &config(&environment, "x"));
+    let (code, _, error) = services(&fleet, &secret, &["up"]).await;
+    assert!(code == 2 && error.contains("env:STACK_TOKEN"), "{code} {error}");
+    let ill = format!(
+        "environment = \"{environment}\"\n[services.ill]\nimage = \"{IMAGE}\"\ncommand = [\"bash\", \"-c\", \"echo I feel faint; sleep 1000\"]\n\
+         health = {{ command = [\"bash\", \"-c\", \"echo no pulse; exit 3\"], interval_s = 0.05, retries = 3 }}\n"
+    );
+    let ill = file(&fleet, "ill.toml", &ill);
+    let (code, _, error) = services(&fleet, &ill, &["up"]).await;
+    assert!(code == 1 && error.contains("no pulse") && error.contains("I feel faint"), "{code} {error}");
+    let (code, lines, _) = services(&fleet, &ill, &["status"]).await;
+    assert!(code == 1 && is(&lines, &[("ill", "not_ready")]), "{code} {lines:?}");
+    let (code, _, error) = services(&fleet, &ill, &["down"]).await;
+    assert!(code == 0 && engine.containers(&[&format!("windlass.environment={environment}")]).is_empty(), "{error}");
+    let mut away = fleet.cli(["services", "status"]);
+    away.env("WINDLASS__DOCKER__HOST", "unix:///no/such/socket").env("WINDLASS_SERVICES_CONFIG", &ill);
+    assert_eq!(away.output().await.expect("windlass runs").status.code(), Some(6));
+    fleet.finish().await;
+}
