@@ -109,12 +109,17 @@ async fn a_task_uses_a_redis_by_its_name() {
     if redis(&engine).is_none() {
         return fleet.finish().await;
     }
-    let redis = json!({"name": "redis", "image": REDIS, "health": {"command": ["redis-cli", "ping"], "interval_s": 0.1, "retries": 300}});
-    let script = "exec 3<>/dev/tcp/redis/6379; printf 'SET a 42\\r\\nGET a\\r\\n' >&3; head -n3 <&3";
+    // Its directory in memory is its own to write.
+    let redis = json!({
+        "name": "redis", "image": REDIS, "tmpfs": ["/data"],
+        "command": ["redis-server", "--dir", "/data", "--bind", "0.0.0.0", "--protected-mode", "no"],
+        "health": {"command": ["redis-cli", "ping"], "interval_s": 0.1, "retries": 300},
+    });
+    let script = "exec 3<>/dev/tcp/redis/6379; printf 'SET a 42\\r\\nGET a\\r\\nSAVE\\r\\n' >&3; head -n4 <&3";
     let task = fleet.submit(&with(Job::container_script(script), &[redis])).await;
     let end = fleet.end(&task).await;
     assert_eq!(end.reason, Some(Reason::Ok), "{}\n{}", said(&end), fleet.logs());
-    assert_eq!(fleet.output(&task, &end, LogStream::Stdout).await, b"+OK\r\n$2\r\n42\r\n");
+    assert_eq!(fleet.output(&task, &end, LogStream::Stdout).await, b"+OK\r\n$2\r\n42\r\n+OK\r\n");
     nothing_is_left_of(&engine, &task).await;
     let worker = &fleet.workers()[0];
     let scrape = worker.metrics().await;
@@ -200,6 +205,20 @@ async fn what_cannot_be_started_is_the_assignments_fault() {
     fleet.finish().await;
 }
 
+/// As closed as a task's container, with limits of its own, in a cgroup of the worker's.
+fn hardened(fleet: &Fleet, inspected: &Value) {
+    let (host, config) = (&inspected["HostConfig"], &inspected["Config"]);
+    assert_eq!(host["CapDrop"], json!(["ALL"]));
+    assert_eq!((&host["ReadonlyRootfs"], &host["Privileged"]), (&json!(true), &json!(false)));
+    assert_eq!(host["SecurityOpt"], json!(["no-new-privileges:true"]));
+    assert_eq!((&host["Memory"], &host["MemorySwap"], &host["PidsLimit"]), (&json!(512 << 20), &json!(512 << 20), &json!(256)));
+    let parent = host["CgroupParent"].as_str().expect("text");
+    assert!(parent.contains(&fleet.cgroup_parent()) && parent.ends_with(".db"), "{parent}");
+    assert!(config["User"].as_str().is_some_and(|user| user.contains(':') && !user.starts_with('0')), "{}", config["User"]);
+    let env = config["Env"].as_array().expect("a list");
+    assert!(env.contains(&json!("NVIDIA_VISIBLE_DEVICES=void")), "{env:?}");
+}
+
 /// Two tasks with a service of the same name each reach their own, and none the other's, nor anything outside.
 #[tokio::test]
 async fn the_network_is_the_attempts_own() {
@@ -212,11 +231,14 @@ async fn the_network_is_the_attempts_own() {
     fleet.output_has(&held, "up").await;
     let label = format!("windlass.task={}", held.id);
     let container = engine.containers(&[&label, "windlass.role=service"]).pop().expect("the service's container").id;
-    let addresses = engine.inspect(&container)["NetworkSettings"]["Networks"].clone();
+    let inspected = engine.inspect(&container);
+    hardened(&fleet, &inspected);
+    let addresses = inspected["NetworkSettings"]["Networks"].clone();
     let address = addresses.as_object().expect("networks").values().next().expect("one")["IPAddress"].as_str().expect("text").to_owned();
     let bridge = engine.does("GET", "/networks/bridge", &[200]).json();
     // Where nothing listens: whoever gets there is refused.
-    let machine = bridge["IPAM"]["Config"][0]["Gateway"].as_str().expect("the engine's own bridge").to_owned();
+    let subnet = bridge["IPAM"]["Config"][0]["Subnet"].as_str().expect("the engine's own bridge");
+    let machine = format!("{}.1", subnet.rsplit_once('.').expect("a subnet").0);
     let script = format!(
         "{}; (exec 4<>/dev/tcp/{address}/80) 2>/dev/null && echo reaches the other; \
          (exec 4<>/dev/tcp/{machine}/9) 2>&1 | grep -q refused && echo reaches the machine; \

@@ -112,8 +112,21 @@ fn tenants_are_told_apart_only_where_that_is_wanted() {
     let meters = Meters::new([&class()], &[tenant("acme")], "default", Still).unwrap();
     for name in ["acme", "stranger-1", "stranger-2"] {
         meters.finished(&class(), &tenant(name), Reason::Ok);
+        meters.service_started(&tenant(name));
+        meters.engine_asked("ping", Some(&tenant(name)), Duration::from_millis(1));
     }
+    meters.service_stopped(&tenant("stranger-1"));
     let text = meters.render().unwrap();
+    for (metric, tenant, n) in [
+        ("service_starts_total", "acme", 1),
+        ("service_starts_total", "other", 2),
+        ("service_stops_total", "other", 1),
+        ("active_services", "acme", 1),
+        ("active_services", "other", 1),
+    ] {
+        has(&text, &format!("windlass_{metric}{{environment=\"default\",tenant=\"{tenant}\"}} {n}"));
+    }
+    has(&text, "windlass_docker_api_duration_seconds_count{environment=\"default\",request=\"ping\",tenant=\"other\"} 2");
     let line = |tenant: &str, n| {
         format!("windlass_tasks_finished_total{{class=\"cpu_short\",outcome=\"success\",reason=\"ok\",tenant=\"{tenant}\"}} {n}")
     };
