@@ -166,3 +166,40 @@ async fn images_and_numbers_may_be_asked_for_as_the_user() {
     assert_eq!(fleet.end(&task).await.reason, Some(Reason::PolicyRefused));
     fleet.finish().await;
 }
+
+/// Without a cgroup that the engine could be given: its own limits hold, and its API kills and counts.
+#[tokio::test]
+async fn an_engine_that_cannot_be_given_a_cgroup_is_asked_itself() {
+    let Some(fleet) = Fleet::docker(&[]).await else { return };
+    let nowhere = fleet.dir.join("no-cgroups");
+    std::fs::create_dir(&nowhere).unwrap();
+    fleet.worker(&[("CGROUP__MOUNT", nowhere.to_str().unwrap()), ("CGROUP__ALLOW_UNLIMITED", "true")]);
+    let task = fleet.submit(&Job::container_script("head -c 400m /dev/zero | tail").memory("32MiB")).await;
+    let end = fleet.end(&task).await;
+    assert_eq!(end.reason, Some(Reason::OomKilled), "{:?} {:?}", end.error, end.usage);
+    let polite = Job::container_script("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done").grace(30.0);
+    let rude = Job::container_script("trap '' TERM; echo up; while :; do sleep 0.05; done").grace(0.3);
+    for (job, output) in [(polite, "up\nbye\n"), (rude, "up\n")] {
+        let task = fleet.submit(&job).await;
+        fleet.output_has(&task, "up").await;
+        fleet.cancel(&task).await;
+        let end = fleet.end(&task).await;
+        assert_eq!(end.reason, Some(Reason::Canceled));
+        assert_eq!(String::from_utf8(fleet.output(&task, &end, LogStream::Stdout).await).unwrap(), output);
+        assert!(end.usage.unwrap().memory_peak_bytes > 0, "the engine was asked");
+    }
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn a_flood_arrives_whole_and_in_order() {
+    let Some(fleet) = Fleet::docker(&[("LOGS__CAP", "512MiB")]).await else { return };
+    fleet.worker(&[]);
+    let task = fleet.submit(&Job::container_script("seq 1 2000000; seq 1 100000 >&2").timeout(50.0)).await;
+    let end = fleet.end(&task).await;
+    assert_eq!(end.reason, Some(Reason::Ok), "{:?}", end.error);
+    let lines = |output: Vec<u8>| String::from_utf8(output).unwrap().lines().map(|line| line.parse().unwrap()).collect::<Vec<u32>>();
+    assert!(lines(fleet.output(&task, &end, LogStream::Stdout).await).into_iter().eq(1..=2_000_000));
+    assert!(lines(fleet.output(&task, &end, LogStream::Stderr).await).into_iter().eq(1..=100_000));
+    fleet.finish().await;
+}

@@ -17,6 +17,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 mod keeper;
+mod limits;
+mod usage;
 
 use super::create::Order;
 use super::{Containers, Engine, Refusal};

@@ -12,6 +12,8 @@ use super::super::output::{self, Frames, Input, Pipes};
 use super::super::refusal::{self, Refusal};
 use super::super::requests::Ended;
 use super::super::{Containers, Engine, EngineError};
+use super::limits::own_limits;
+use super::usage::Meter;
 use super::{Command, Exit, Launch, Lost, until};
 use crate::execute::native::Held;
 use crate::retry::Delays;
@@ -166,6 +168,7 @@ impl Keeper {
         let Running { id, frames, pipes, input } = running;
         let feeding = input.map(|(input, text)| Abort(tokio::spawn(output::feed(input, text))));
         let count = pipes.copied();
+        let meter = (!self.within).then(|| Meter::of(&self.engine, &id));
         let (course, ended) = {
             let engine = self.engine.clone();
             let mut copying = std::pin::pin!(pipes.copy(frames));
@@ -193,7 +196,8 @@ impl Keeper {
             (course, ended)
         };
         drop(feeding);
-        self.conclude(course, ended).await
+        let seen = meter.map(|meter| meter.read());
+        self.conclude(course, ended, seen).await
     }
 
     /// What it is told meanwhile, until the next that matters.
@@ -300,7 +304,7 @@ impl Keeper {
     }
 
     /// What the end amounts to.
-    async fn conclude(&mut self, course: Course, ended: Result<Option<Ended>, EngineError>) -> Result<Exit, Lost> {
+    async fn conclude(&mut self, course: Course, ended: Result<Option<Ended>, EngineError>, seen: Option<Usage>) -> Result<Exit, Lost> {
         let mut broken = None;
         if let Some(Err(error)) = &course.over {
             broken = Some(error.to_string());
@@ -330,6 +334,9 @@ impl Keeper {
             None => ExitReport { status, usage: Usage::default(), lease_expired: false, kill_us: 0 },
         };
         report.lease_expired |= course.lease_expired;
+        if let Some(seen) = seen {
+            report.usage = seen;
+        }
         if end.is_some_and(|end| end.oom) {
             // On cgroup version 1 the count was the container's own and went with it.
             report.usage.oom_kills = report.usage.oom_kills.max(1);
@@ -371,41 +378,6 @@ async fn drain(copying: impl Future<Output = Result<(), String>>, count: &std::s
         if count.load(Ordering::Relaxed) == before {
             return Err(format!("nothing came for {} s after the container's end", DRAIN.as_secs()));
         }
-    }
-}
-
-/// The limits of an engine whose containers are not in a cgroup of ours: everything must be set, and read back.
-async fn own_limits(
-    engine: &Engine,
-    id: &str,
-    order: &create::Order,
-    limits: &crate::task::limits::Limits,
-    warnings: &[String],
-) -> Result<(), Refusal> {
-    if !limits.enforced {
-        return Ok(());
-    }
-    let missing = &engine.facts().missing_limits;
-    if !missing.is_empty() {
-        return Err(Refusal::isolation(format!("the container engine cannot limit {}", missing.join(", "))));
-    }
-    if limits.io.is_some() {
-        return Err(Refusal::isolation("limits of block I/O need a cgroup driver cgroupfs, whose cgroups the worker shares".to_owned()));
-    }
-    if let Some(warning) = warnings.iter().find(|warning| warning.contains("discarded") || warning.contains("not support")) {
-        return Err(Refusal::isolation(format!("the container engine warns: {warning}")));
-    }
-    let asked = create::body(order, limits).host_config.unwrap_or_default();
-    let set = engine.inspect(id).await.map_err(|e| refusal::of_start(&e))?.host_config.unwrap_or_default();
-    let same = [
-        ("memory", asked.memory == set.memory),
-        ("swap", asked.memory_swap == set.memory_swap),
-        ("cpu", asked.cpu_quota == set.cpu_quota && asked.cpu_period == set.cpu_period),
-        ("pids", asked.pids_limit == set.pids_limit),
-    ];
-    match same.iter().find(|(_, same)| !same) {
-        Some((limit, _)) => Err(Refusal::isolation(format!("the container engine did not set the limit of {limit}"))),
-        None => Ok(()),
     }
 }
 
