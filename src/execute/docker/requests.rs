@@ -42,12 +42,16 @@ impl Engine {
     /// Completes when it does not run. To be asked after its start only: one that was never started does not run either.
     /// The answer is in the body, for which there is no deadline. Cancel safe.
     pub(super) async fn over(&self, id: &str) -> Result<(), EngineError> {
-        let mut answers = Box::pin(self.api().wait_container(id, None::<WaitContainerOptions>));
-        match answers.next().await {
-            // A status other than 0 comes as an error.
-            Some(Ok(_) | Err(bollard::errors::Error::DockerContainerWaitError { .. })) => Ok(()),
-            Some(Err(error)) => Err(self.told("wait for a container", error)),
-            None => Err(self.unavailable("wait for a container", "the answer ended before the container".to_owned())),
+        loop {
+            let mut answers = Box::pin(self.api().wait_container(id, None::<WaitContainerOptions>));
+            match answers.next().await {
+                // A status other than 0 comes as an error.
+                Some(Ok(_) | Err(bollard::errors::Error::DockerContainerWaitError { .. })) => return Ok(()),
+                // Podman's answer begins only when the container has ended, and there is a deadline for beginnings.
+                Some(Err(bollard::errors::Error::RequestTimeoutError)) => {}
+                Some(Err(error)) => return Err(self.told("wait for a container", error)),
+                None => return Err(self.unavailable("wait for a container", "the answer ended before the container".to_owned())),
+            }
         }
     }
 
