@@ -4,7 +4,7 @@
 //! <secrets_dir>/            /run/windlass, or what is configured
 //!   <instance>/      0711   locked by the worker that lives; the next one removes it when the lock is free
 //!     <attempt>/     0711   gone with the attempt; the task cannot write here
-//!       DB_PASSWORD  0400   the task's user's; 0440 where the work directory is open to its group
+//!       DB_PASSWORD  0400   the task's user's; 0440 where its group may write to the work directory
 //! ```
 //! On a file system in memory nothing is left on a disk (swap excepted), and a crash of the machine clears it.
 
@@ -191,7 +191,8 @@ fn write_one(path: &Path, value: &[u8], owner: &std::fs::Metadata) -> io::Result
     file.write_all(value)?;
     std::os::unix::fs::fchown(&file, Some(owner.uid()), Some(owner.gid()))?;
     // After the change of owner: until then it would be another group's to read.
-    file.set_permissions(std::fs::Permissions::from_mode(0o400 | (owner.mode() & 0o040)))
+    let shared = owner.mode() & 0o020 != 0;
+    file.set_permissions(std::fs::Permissions::from_mode(if shared { 0o440 } else { 0o400 }))
 }
 
 impl Drop for SecretFiles {
@@ -232,7 +233,11 @@ mod tests {
         assert_eq!(files.variables, [("B_FILE".to_owned(), path.to_str().unwrap().to_owned())]);
         assert_eq!(std::fs::read(&path).unwrap(), b"hunter2");
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o7777, 0o400);
-        drop(files);
+        std::fs::set_permissions(memory.path(), std::fs::Permissions::from_mode(0o770)).unwrap();
+        let shared = store.write("acme.t.2", &[value("B", SecretAs::File)], memory.path()).unwrap();
+        let readable = std::fs::metadata(shared.dir.as_ref().unwrap().join("B")).unwrap().mode() & 0o7777;
+        assert_eq!(readable, 0o440, "a container's user that is known by its group alone");
+        drop((files, shared));
         assert!(!path.parent().unwrap().exists());
         drop(store);
         assert!(!memory.path().join("secrets/0123").exists());
