@@ -1,10 +1,9 @@
-//! GPUs: which there are, whether they can be shared with other workers, and which classes go without.
+//! GPUs: which there are, and whether they can be shared with other workers.
 
 use super::{Area, Check, Finding};
 use crate::config::Config;
 use crate::execute::gpu::locks::LockDir;
-use crate::execute::gpu::{self, Inventory, Source};
-use crate::task::ClassName;
+use crate::execute::gpu::{Inventory, Source};
 
 /// What was found.
 #[derive(Debug)]
@@ -44,11 +43,11 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         Err(error) => return vec![check.fail(error, "nvidia-smi -L   # name what is there in [gpu] devices, or \"auto\"")],
     };
     let mut findings = vec![match (found.notes.as_slice(), found.ids.as_slice()) {
-        ([], []) => check.ok(format!("none{}", unserved(config, 0))),
-        ([], ids) => check.ok(format!("{}{}", ids.join(", "), unserved(config, ids.len()))),
+        ([], []) => check.ok("none"),
+        ([], ids) => check.ok(ids.join(", ")),
         (notes, ids) => {
             let mend = "nvidia-smi   # the driver's own words; a divided device is made whole by: nvidia-smi -i <index> -mig 0";
-            check.warn(format!("{} devices; {}{}", ids.len(), notes.join("; "), unserved(config, ids.len())), mend)
+            check.warn(format!("{} devices; {}", ids.len(), notes.join("; ")), mend)
         }
     }];
     if !found.ids.is_empty() {
@@ -61,14 +60,6 @@ pub(super) fn judge(facts: &Facts, config: &Config) -> Vec<Finding> {
         });
     }
     findings
-}
-
-/// The classes that are left to other workers, for the end of a line.
-fn unserved(config: &Config, devices: usize) -> String {
-    let total = u32::try_from(devices).unwrap_or(u32::MAX);
-    let classes: Vec<ClassName> = gpu::unserved(config, total).into_iter().map(|(class, _)| class).collect();
-    let names: Vec<&str> = classes.iter().map(ClassName::as_str).collect();
-    if names.is_empty() { String::new() } else { format!("; not served here: {}", names.join(", ")) }
 }
 
 #[cfg(test)]
@@ -85,7 +76,7 @@ mod tests {
     #[test]
     fn a_machine_without_devices_is_not_ill() {
         let found = levels(Ok(Found::default()));
-        assert_eq!(found, [("gpus".to_owned(), Level::Ok, "none; not served here: g".to_owned())]);
+        assert_eq!(found, [("gpus".to_owned(), Level::Ok, "none".to_owned())]);
         assert!(Facts::gather(&config::load_text("[classes.c]").unwrap()).is_none(), "nobody asks for any");
     }
 

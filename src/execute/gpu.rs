@@ -17,7 +17,6 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::config;
-use crate::task::ClassName;
 
 mod inventory;
 pub mod locks;
@@ -194,15 +193,6 @@ impl Held {
 #[must_use]
 pub fn ids(held: &[Held]) -> Vec<String> {
     held.iter().map(|held| held.device.id.clone()).collect()
-}
-
-/// The classes of `config` whose tasks take more GPUs than the `total` of this machine, unless they ask for fewer: none of
-/// their queues is asked.
-#[must_use]
-pub fn unserved(config: &config::Config, total: u32) -> Vec<(ClassName, String)> {
-    let too_many = config.classes.iter().filter(|(_, class)| class.gpus > total);
-    let why = |gpus: u32| format!("its tasks take {gpus} GPUs each, and this worker has {total}");
-    too_many.map(|(name, class)| (name.clone(), why(class.gpus))).collect()
 }
 
 /// Where a task's cgroups are: below each of the instance's directories, under its own name.

@@ -55,6 +55,9 @@ pub enum StartError {
     Unfit(String),
 }
 
+/// Descriptors in one request; a packet takes some more.
+const MOST_KEPT: usize = 32;
+
 /// Sweeping what dead instances left may take two seconds for each hierarchy.
 const READY_WITHIN: Duration = Duration::from_secs(30);
 
@@ -201,7 +204,11 @@ impl Supervisor {
     /// Out of memory for the request.
     pub fn keep(&self, cgroup: &str, descriptors: Vec<OwnedFd>) -> io::Result<Keeping> {
         let keeping = Keeping { cgroup: cgroup.to_owned(), link: self.link.clone() };
-        self.link.send(&Request::Keep { cgroup: cgroup.to_owned() }, descriptors)?;
+        let mut left = descriptors.into_iter().peekable();
+        while left.peek().is_some() {
+            let some = left.by_ref().take(MOST_KEPT).collect();
+            self.link.send(&Request::Keep { cgroup: cgroup.to_owned() }, some)?;
+        }
         Ok(keeping)
     }
 
