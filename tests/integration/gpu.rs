@@ -204,8 +204,7 @@ async fn a_worker_without_devices_leaves_the_class_to_others() {
     let fleet = &rig.fleet;
     let locks = rig.locks.display().to_string();
     let without = fleet.worker_named("without", &[("GPU__DEVICES", "[]"), ("GPU__LOCK_DIR", &locks)]);
-    let line = without.says(&["not served here"]).await;
-    assert!(line.contains("cpu_short") && line.contains("1 GPUs each, and this worker has 0"), "{line}");
+    without.says(&["not served here", "1 GPUs each, and this worker has 0", "class=cpu_short"]).await;
     without.ready().await;
     let waiting = fleet.submit(&Job::argv(["true"])).await;
     let mut plain = Job::bash("echo ${CUDA_VISIBLE_DEVICES-unset}");
@@ -361,7 +360,7 @@ async fn what_cannot_be_shared_is_said_at_the_start() {
         ("node", "[\"GPU-1=/dev/no-such-device\"]", locks.as_str(), "gpu.devices: /dev/no-such-device: No such file"),
         ("no-device", "[\"GPU-1=/etc/passwd\"]", locks.as_str(), "gpu.devices: /etc/passwd: not a character device"),
         ("list", "[\"auto\", \"GPU-1\"]", locks.as_str(), "gpu.devices = [\"auto\", \"GPU-1\"]: \"auto\" stands alone"),
-        ("nothing", "[]", locks.as_str(), "no class can be served here: cpu_short: its tasks take 1 GPUs each"),
+        ("nothing", "[]", locks.as_str(), "cpu_short: its tasks take 1 GPUs each, and this worker has 0"),
     ] {
         let worker = fleet.worker_named(id, &[("GPU__DEVICES", devices), ("GPU__LOCK_DIR", locks)]);
         assert_eq!(worker.exit(PATIENCE).await.code(), Some(2), "{}", worker.log());
