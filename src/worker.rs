@@ -27,6 +27,7 @@ mod progress;
 mod result;
 mod run;
 mod schedule;
+mod serving;
 mod signals;
 pub(crate) mod story;
 pub(crate) mod sweeper;
@@ -43,10 +44,10 @@ use crate::execute::docker::Containers;
 use crate::execute::gpu::{GpuError, Gpus};
 use crate::execute::native::sandbox::Wish;
 use crate::execute::native::{Capabilities, StartError, Supervisor};
-use crate::report;
 use crate::shutdown::Shutdown;
 use crate::telemetry::causes;
 use crate::telemetry::metrics::{Meters, MetricsError};
+use crate::{execute, report};
 use capacity::{Capacity, Machine};
 use clock::Clock;
 use desk::Desk;
@@ -54,7 +55,8 @@ use dispatcher::Dispatcher;
 use ground::Ground;
 use health::{Health, Pulls, Standing, Streams};
 use http::Endpoint;
-use unserved::{Means, NoEngine, unserved};
+use serving::Serving;
+use unserved::{Means, NoEngine};
 
 /// How far the worker's end has come. The order counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -78,6 +80,7 @@ pub struct Shared {
     pub(crate) instance: Instance,
     pub(crate) supervisor: Supervisor,
     pub(crate) containers: Arc<Containers>,
+    serving: Serving,
     pub(crate) cancels: Cancels,
     pub(crate) capacity: Arc<Capacity>,
     pub(crate) ground: Ground,
@@ -102,6 +105,15 @@ impl Shared {
 
     fn shed_delay(&self) -> Duration {
         Duration::from_secs_f64(self.config.worker.shed_delay_s)
+    }
+
+    fn means<'a>(capacity: &'a Capacity, engine: &'a execute::docker::Standing) -> Means<'a> {
+        Means { capacity, gpus: capacity.gpus().total(), engine: NoEngine::of(engine) }
+    }
+
+    /// The engine came or went: some classes may with it.
+    fn look_at_classes(&self) {
+        self.serving.look(&self.config, Self::means(&self.capacity, &self.containers.standing()));
     }
 
     /// Whether a task is killed when its lease is over, even by a supervisor whose worker does not answer.
@@ -154,7 +166,8 @@ pub async fn run(mut config: Config, shutdown: Shutdown, endpoint: Endpoint) -> 
     let instance = Instance::create(&config.worker)?;
     let gpus = Arc::new(Gpus::find(&config)?);
     let capacity = Capacity::with_gpus(&config, Machine::here(), Arc::clone(&gpus));
-    leave_unserved(&mut config, &capacity, gpus.total())?;
+    let containers = Arc::new(Containers::new(&config.docker, &config.worker.state_dir));
+    let serving = Serving::begin(&mut config, Shared::means(&capacity, &containers.standing()))?;
     let mut background = JoinSet::new();
     let health = Health::new(stop.clone());
     if let Some(address) = endpoint.address() {
@@ -181,14 +194,13 @@ pub async fn run(mut config: Config, shutdown: Shutdown, endpoint: Endpoint) -> 
         buses = both => buses?,
         _ = stopping.wait_for(|s| *s >= Stop::Drain) => return Ok(()),
     };
-    checked(&bus, &config, &mut stopping).await?;
+    checked(&bus, &serving.served_of(&config), &mut stopping).await?;
     let (cancels, listening) = Cancels::listen(&bus).await?;
     background.spawn(listening);
     let sink = Arc::new(sink);
     let ground = Ground::new(instance.dir());
     let (streams, pulls) = (Streams::default(), Pulls::default());
     let running = AtomicU32::new(0);
-    let containers = Arc::new(Containers::new(&config.docker, &config.worker.state_dir));
     let clock = Clock::default();
     // Before the first task: the first decision counts too.
     clock.look(&bus).await;
@@ -199,6 +211,7 @@ pub async fn run(mut config: Config, shutdown: Shutdown, endpoint: Endpoint) -> 
         instance,
         supervisor,
         containers,
+        serving,
         cancels,
         capacity,
         ground,
@@ -219,22 +232,6 @@ pub async fn run(mut config: Config, shutdown: Shutdown, endpoint: Endpoint) -> 
     desk.close().await;
     futures_util::future::join(shared.bus.close(), shared.sink.close()).await;
     end
-}
-
-/// Takes the classes away that this worker cannot serve, and says so once.
-fn leave_unserved(config: &mut Config, capacity: &Capacity, gpus: u32) -> Result<(), WorkerError> {
-    let engine = if config.docker.host.is_empty() { Err(NoEngine::Off) } else { Ok(()) };
-    let means = Means { capacity, gpus, engine };
-    let found: Vec<_> = config.classes.iter().filter_map(|(name, class)| Some((name.clone(), unserved(class, means)?.why))).collect();
-    if found.len() == config.classes.len() {
-        let why: Vec<String> = found.into_iter().map(|(name, why)| format!("{name}: {why}")).collect();
-        return Err(WorkerError::NothingToServe(why.join("; ")));
-    }
-    for (class, why) in found {
-        tracing::info!(%class, "not served here: {why}");
-        config.classes.remove(&class);
-    }
-    Ok(())
 }
 
 async fn start_supervisor(config: &Config, instance: &str) -> Result<Supervisor, WorkerError> {

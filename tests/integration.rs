@@ -101,6 +101,8 @@ mod secrets;
 mod server_faults;
 #[path = "integration/services.rs"]
 mod services;
+#[path = "integration/serving.rs"]
+mod serving;
 #[path = "integration/shipping.rs"]
 mod shipping;
 #[path = "integration/soak.rs"]

@@ -28,6 +28,9 @@ pub struct Presence {
     pub version: String,
     /// Classes it serves.
     pub classes: Vec<String>,
+    /// Classes of its configuration that it does not serve now, and why.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub unserved: BTreeMap<String, String>,
     /// Tasks it may run at one time.
     pub slots: u32,
     /// Tasks it runs now.
@@ -159,6 +162,7 @@ mod tests {
             host: String::new(),
             version: String::new(),
             classes: vec![],
+            unserved: BTreeMap::new(),
             slots: 1,
             running: 0,
             draining,

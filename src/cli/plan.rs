@@ -128,7 +128,7 @@ fn start(task: &Task, plan: &Plan) -> (Vec<String>, String) {
 /// A machine that gives a sandbox gives a `/tmp` with it.
 fn environment(task: &Task, plan: &Plan) -> Vec<(String, &'static str)> {
     let private_tmp = plan.sandbox.value != Profile::None;
-    variables(task, &plan.secrets, private_tmp, false, plan.gpus.value > 0)
+    variables(task, &plan.secrets, private_tmp, false, plan.gpus.value > 0 || plan.container.is_some())
         .into_iter()
         .map(|(name, giver)| (name, giver.as_str()))
         .collect()

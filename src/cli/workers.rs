@@ -100,7 +100,7 @@ fn line(heard: &Heard, state: &str) -> Value {
     let worker = &heard.presence;
     json!({
         "worker_id": worker.worker_id, "instance": worker.instance, "host": worker.host, "version": worker.version,
-        "classes": worker.classes, "slots": worker.slots, "running": worker.running, "state": state, "heard_at": heard.at,
+        "classes": worker.classes, "unserved": worker.unserved, "slots": worker.slots, "running": worker.running, "state": state, "heard_at": heard.at,
     })
 }
 
@@ -165,6 +165,7 @@ mod tests {
             host: "h".to_owned(),
             version: "0".to_owned(),
             classes: vec!["a".to_owned(), "b".to_owned()],
+            unserved: BTreeMap::new(),
             slots: 4,
             running: 1,
             draining: false,

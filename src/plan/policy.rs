@@ -127,12 +127,6 @@ impl<'a> Policy<'a> {
         Self { class, name: None, tenant: None, images: &[], uid_base: 1, origins: None, enforced: true }
     }
 
-    /// With these images for everybody.
-    #[cfg(test)]
-    pub(crate) fn with_images(self, images: &'a [ImagePattern]) -> Self {
-        Self { images, ..self }
-    }
-
     /// With a tenant.
     pub(crate) fn with_tenant(self, tenant: &'a TenantPolicy) -> Self {
         Self { tenant: Some(tenant), ..self }

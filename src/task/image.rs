@@ -93,7 +93,7 @@ fn is_tag(tag: &str) -> bool {
 
 fn is_registry(registry: &str) -> bool {
     let (host, port) = registry.split_once(':').map_or((registry, None), |(host, port)| (host, Some(port)));
-    let good_host = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
+    let good_host = !host.is_empty() && !host.contains("..") && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
     good_host && port.is_none_or(|port| port.parse::<u16>().is_ok())
 }
 

@@ -66,7 +66,9 @@ impl Dispatcher {
     /// # Errors
     /// When the supervisor or the connection is gone for good.
     pub async fn run(mut self) -> Result<(), WorkerError> {
+        let mut engine = self.shared.containers.follow();
         self.open_queues().await?;
+        self.shared.pulls.begin();
         let mut stop = self.shared.stop.clone();
         let mut fit = self.shared.ground.follow();
         let shared = Arc::clone(&self.shared);
@@ -87,20 +89,31 @@ impl Dispatcher {
                 }
                 () = shared.capacity.freed() => {}
                 Ok(()) = fit.changed() => {}
+                Ok(()) = engine.changed() => {
+                    shared.look_at_classes();
+                    self.open_queues().await?;
+                }
             }
         }
         self.drain().await
     }
 
+    /// Opens the queues of the classes that are served and were not before. Those that are not any more stay open, and are not
+    /// asked.
     async fn open_queues(&mut self) -> Result<(), BusError> {
-        for (class, settings) in &self.shared.config.classes {
+        let shared = Arc::clone(&self.shared);
+        let new = |lanes: &BTreeMap<ClassName, Lane>, class: &ClassName| shared.serving.serves(class) && !lanes.contains_key(class);
+        for (class, settings) in &shared.config.classes {
+            if !new(&self.lanes, class) {
+                continue;
+            }
             let mut asks = Vec::new();
             for (queue, priority) in Priority::ALL.into_iter().enumerate() {
-                let puller = self.shared.bus.puller(&Subjects::consumer(class, priority)).await?;
+                let name = Subjects::consumer(class, priority);
+                let puller = shared.bus.puller(&name).await?;
                 let (sender, receiver) = mpsc::channel(1);
                 let id = QueueId { class: class.clone(), queue };
-                let name = Subjects::consumer(class, priority);
-                let queue = Queue { shared: Arc::clone(&self.shared), id, priority, name, troubled: false, said: None };
+                let queue = Queue { shared: Arc::clone(&shared), id, priority, name, troubled: false, said: None };
                 self.queues.spawn(queue.run(puller, receiver, self.pulled_sender.clone()));
                 asks.push(sender);
             }
@@ -113,7 +126,6 @@ impl Dispatcher {
             self.turns.push_back(class.clone());
             self.lanes.insert(class.clone(), lane);
         }
-        self.shared.pulls.begin();
         Ok(())
     }
 
@@ -131,9 +143,12 @@ impl Dispatcher {
 
     /// One request of that class; false when there is nothing to ask, or nothing to ask with.
     fn ask_one(&mut self, class: &ClassName, now: Instant) -> bool {
-        let capacity = &self.shared.capacity;
+        if !self.shared.serving.serves(class) {
+            return false;
+        }
+        let (capacity, serving) = (&self.shared.capacity, &self.shared.serving);
         let mut others = Others::default();
-        for (other, lane) in self.lanes.iter().filter(|(other, _)| *other != class) {
+        for (other, lane) in self.lanes.iter().filter(|(other, _)| *other != class && serving.serves(other)) {
             others.flowing |= lane.schedule.is_flowing() && capacity.available(other, lane.default_need) > 0;
             others.empty += lane.schedule.empty();
         }

@@ -29,12 +29,16 @@ type Holds = Result<(), String>;
 
 /// The conditions of readiness.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Conditions([(&'static str, Holds); 6]);
+pub(super) struct Conditions {
+    all: [(&'static str, Holds); 7],
+    /// Classes that are not served, and why. That is no condition: what others lack, this worker may have.
+    unserved: BTreeMap<String, String>,
+}
 
 impl Conditions {
     /// Whether all of them hold.
     pub(super) fn ready(&self) -> bool {
-        self.0.iter().all(|(_, holds)| holds.is_ok())
+        self.all.iter().all(|(_, holds)| holds.is_ok())
     }
 
     /// As `/readyz` tells them.
@@ -43,8 +47,8 @@ impl Conditions {
             Ok(()) => json!({"ok": true}),
             Err(why) => json!({"ok": false, "why": why}),
         };
-        let conditions: serde_json::Map<_, _> = self.0.iter().map(|(name, holds)| ((*name).to_owned(), condition(holds))).collect();
-        json!({"ready": self.ready(), "conditions": conditions})
+        let conditions: serde_json::Map<_, _> = self.all.iter().map(|(name, holds)| ((*name).to_owned(), condition(holds))).collect();
+        json!({"ready": self.ready(), "conditions": conditions, "unserved": self.unserved})
     }
 }
 
@@ -76,25 +80,23 @@ impl Health {
         let stop = *self.stop.borrow();
         let not_draining = holds(stop == Stop::Run, || "asked to stop".to_owned());
         let Some(shared) = self.shared() else {
-            let starting = || Err("the worker is starting".to_owned());
-            return Conditions([
-                ("nats", starting()),
-                ("streams", starting()),
-                ("supervisor", starting()),
-                ("disk", starting()),
-                ("pulling", starting()),
-                ("not_draining", not_draining),
-            ]);
+            let starting = ["nats", "streams", "supervisor", "disk", "engine", "pulling"].map(|name| (name, "the worker is starting"));
+            let [nats, streams, supervisor, disk, engine, pulling] = starting.map(|(name, why)| (name, Err(why.to_owned())));
+            let all = [nats, streams, supervisor, disk, engine, pulling, ("not_draining", not_draining)];
+            return Conditions { all, unserved: BTreeMap::new() };
         };
         let connected = shared.bus.is_connected() && shared.sink.is_connected();
-        Conditions([
+        let all = [
             ("nats", holds(connected, || "not connected".to_owned())),
             ("streams", shared.streams.fit()),
             ("supervisor", holds(!shared.supervisor.is_lost(), || "gone".to_owned())),
             ("disk", holds(shared.ground.is_fit(), || "worker.state_dir cannot be used".to_owned())),
+            // Of a worker that had one. Where there never was one, classes are not served, and that is all.
+            ("engine", shared.containers.lost().map_or(Ok(()), Err)),
             ("pulling", shared.pulls.all_well()),
             ("not_draining", not_draining),
-        ])
+        ];
+        Conditions { all, unserved: shared.serving.reasons() }
     }
 }
 
@@ -138,7 +140,7 @@ impl Gauges for Standing {
     }
 
     fn conditions(&self) -> Vec<(&'static str, bool)> {
-        self.0.conditions().0.iter().map(|(name, holds)| (*name, holds.is_ok())).collect()
+        self.0.conditions().all.iter().map(|(name, holds)| (*name, holds.is_ok())).collect()
     }
 
     fn supervisor(&self) -> Option<u32> {
@@ -214,7 +216,7 @@ impl Streams {
                 () = tokio::time::sleep(LOOK) => {}
                 () = self.doubts.notified() => {}
             }
-            match provision::broken(&shared.bus, &shared.config).await {
+            match provision::broken(&shared.bus, &shared.serving.served_of(&shared.config)).await {
                 Ok(found) => self.found(found),
                 // The last look counts: whether NATS answers is another condition.
                 Err(error) => tracing::debug!(error = %causes(&error), "cannot look at the streams"),
@@ -243,10 +245,11 @@ mod tests {
 
     #[test]
     fn one_condition_that_does_not_hold_is_enough() {
-        let mut all = Conditions(["nats", "streams", "supervisor", "disk", "pulling", "not_draining"].map(|name| (name, Ok(()))));
+        let names = ["nats", "streams", "supervisor", "disk", "engine", "pulling", "not_draining"];
+        let mut all = Conditions { all: names.map(|name| (name, Ok(()))), unserved: BTreeMap::new() };
         assert!(all.ready());
         assert_eq!(all.json()["conditions"]["disk"], json!({"ok": true}));
-        all.0[3].1 = Err("full".to_owned());
+        all.all[3].1 = Err("full".to_owned());
         assert!(!all.ready());
         assert_eq!((&all.json()["ready"], &all.json()["conditions"]["disk"]), (&json!(false), &json!({"ok": false, "why": "full"})));
     }

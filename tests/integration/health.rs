@@ -31,7 +31,7 @@ async fn readiness_follows_the_server() {
 async fn a_worker_that_waits_for_its_server_lives_and_is_not_ready() {
     let Some(fleet) = Fleet::start(&[]).await else { return };
     let lonely = fleet.worker_at("lonely", "nats://127.0.0.1:1", &[]);
-    lonely.not_ready_for(&["disk", "nats", "pulling", "streams", "supervisor"]).await;
+    lonely.not_ready_for(&["disk", "engine", "nats", "pulling", "streams", "supervisor"]).await;
     let metrics = lonely.metrics().await;
     assert_eq!(
         (metrics.value("windlass_worker_state{state=\"starting\"}"), metrics.value("windlass_worker_state{state=\"running\"}")),

@@ -321,3 +321,32 @@ async fn what_decides_is_the_configuration_that_is_named() {
     let output = plan_of(body.as_bytes(), &["--config", config.to_str().unwrap()]).await;
     assert_eq!((output.status.code(), &json_lines(&output)[0]["fits"]), (Some(0), &json!(false)), "no such worker could ever take it");
 }
+
+#[tokio::test]
+async fn what_plan_says_of_a_container_is_what_a_worker_does() {
+    let Some(fleet) = Fleet::docker(&[("CLASSES__CPU_SHORT__PIDS", "77")]).await else { return };
+    fleet.worker(&[]);
+    let script = "env | cut -d= -f1 | sort -u; echo --; id -u; pwd -P";
+    let job = named(Job::container_script(script).memory("64MiB").set("/execution/env", json!({"OWN": "x", "HOME": "/tmp"})));
+    let (told, code) = planned(&fleet, &job).await;
+    assert_eq!((code, &told["accepted"]), (0, &json!(true)), "{told}");
+    let plan = &told["plan"];
+    assert_eq!((&plan["argv"], &plan["sandbox"]), (&Value::Null, &Value::Null), "{plan}");
+    let task = fleet.submit(&job).await;
+    let end = fleet.end(&task).await;
+    assert_eq!(end.reason, Some(Reason::Ok), "{:?} {:?}", end.error, end.stderr_tail);
+    let started = fleet.event(&task, EventKind::TaskStarted).await;
+    same_limits("a container", plan, &started);
+    assert_eq!(plan["container"]["image"], json!(started.run.unwrap().image));
+    assert_eq!(plan["container"]["network"], json!({"value": "none", "from": "default"}));
+    let output = String::from_utf8(fleet.output(&task, &end, LogStream::Stdout).await).unwrap();
+    let (names, rest) = output.split_once("--\n").unwrap();
+    let said: BTreeSet<&str> = plan["environment"].as_array().unwrap().iter().map(|v| v["name"].as_str().unwrap()).collect();
+    // What the engine, the image and the shell add is not the worker's to know.
+    let own = BTreeSet::from(["PATH", "HOSTNAME", "PWD", "OLDPWD", "SHLVL", "_"]);
+    let real: BTreeSet<&str> = names.lines().filter(|name| !own.contains(name)).collect();
+    assert_eq!(said, real, "{output}");
+    let user = &plan["user"]["value"]["uid"];
+    assert_eq!(rest, format!("{user}\n/windlass/work\n"), "{plan}");
+    fleet.finish().await;
+}

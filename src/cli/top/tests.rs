@@ -46,6 +46,7 @@ fn worker(id: &str, running: u32) -> Presence {
         host: "host-a".to_owned(),
         version: "0.1.0".to_owned(),
         classes: vec!["cpu_short".to_owned()],
+        unserved: std::collections::BTreeMap::new(),
         slots: 8,
         running,
         draining: false,
