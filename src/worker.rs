@@ -23,6 +23,7 @@ mod ground;
 mod health;
 pub mod http;
 mod instance;
+mod orphans;
 mod progress;
 mod result;
 mod run;
@@ -228,6 +229,7 @@ pub async fn run(mut config: Config, shutdown: Shutdown, endpoint: Endpoint) -> 
     tracing::info!(worker_id = %shared.instance.info.worker_id, instance = shared.instance.info.instance, slots = shared.capacity.slots(), "ready");
     let end = Dispatcher::new(Arc::clone(&shared)).run().await;
     background.shutdown().await;
+    orphans::leave_nothing(&shared).await;
     shared.supervisor.shutdown().await;
     desk.close().await;
     futures_util::future::join(shared.bus.close(), shared.sink.close()).await;
@@ -307,6 +309,8 @@ fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
 /// for what holds a tree today may let go of it tomorrow.
 async fn clear_away(shared: Arc<Shared>) {
     loop {
+        // First: a container that still runs has the dead instance's directories mounted.
+        orphans::reap_dead(&shared).await;
         shared.instance.bury_the_dead(&shared.bus).await;
         let leavings = Arc::clone(&shared.instance.leavings);
         if let Err(error) = tokio::task::spawn_blocking(move || leavings.sweep()).await {

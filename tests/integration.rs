@@ -37,6 +37,8 @@ mod credentials;
 mod disk;
 #[path = "integration/docker_engine.rs"]
 mod docker_engine;
+#[path = "integration/docker_leftovers.rs"]
+mod docker_leftovers;
 #[path = "integration/docker_run.rs"]
 mod docker_run;
 #[path = "integration/docs.rs"]

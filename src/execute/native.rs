@@ -13,6 +13,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -214,14 +215,24 @@ impl Supervisor {
 
     /// To be told before the first container or network is made: should this worker die, the supervisor removes what it left.
     pub fn guard_containers(&self, host: &str, request_timeout: Duration) {
-        let guard = ContainerGuard { host: host.to_owned(), request_timeout_ms: millis(request_timeout) };
-        // It can fail only when the supervisor is gone, and then nothing is started any more.
-        let _ = self.link.send(&Request::GuardContainers(Box::new(guard)), Vec::new());
+        if !self.link.guards().swap(true, Ordering::Relaxed) {
+            let guard = ContainerGuard { host: host.to_owned(), request_timeout_ms: millis(request_timeout) };
+            // It can fail only when the supervisor is gone, and then nothing is started any more.
+            let _ = self.link.send(&Request::GuardContainers(Box::new(guard)), Vec::new());
+        }
+    }
+
+    /// There may be containers or networks of this worker's.
+    #[must_use]
+    pub fn guards_containers(&self) -> bool {
+        self.link.guards().load(Ordering::Relaxed)
     }
 
     /// This worker has removed its containers, or leaves them to the next one, and makes no more.
     pub fn containers_gone(&self) {
-        let _ = self.link.send(&Request::ContainersGone, Vec::new());
+        if self.link.guards().swap(false, Ordering::Relaxed) {
+            let _ = self.link.send(&Request::ContainersGone, Vec::new());
+        }
     }
 
     /// Its process id.

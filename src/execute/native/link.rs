@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::unix::AsyncFd;
@@ -63,6 +64,8 @@ pub(super) struct Link {
     lost: CancellationToken,
     closing: CancellationToken,
     pid: u32,
+    /// The supervisor was told of containers.
+    guards: AtomicBool,
 }
 
 impl Drop for Link {
@@ -116,6 +119,10 @@ impl Link {
         self.pid
     }
 
+    pub(super) fn guards(&self) -> &AtomicBool {
+        &self.guards
+    }
+
     pub(super) async fn lost(&self) {
         self.lost.cancelled().await;
     }
@@ -157,7 +164,7 @@ pub(super) async fn start(
     let pid = child.id();
     let grave = Grave { child, directories: graves, own_parent: config.parent.is_empty() };
     tokio::spawn(read(socket, pending.clone(), lost.clone(), grave));
-    Ok((Arc::new(Link { outbox, pending, lost, closing, pid }), capabilities))
+    Ok((Arc::new(Link { outbox, pending, lost, closing, pid, guards: AtomicBool::new(false) }), capabilities))
 }
 
 #[expect(unsafe_code, reason = "tokio leaves it to the caller that the descriptor stays the same")]
@@ -204,13 +211,16 @@ async fn receive(socket: &AsyncFd<OwnedFd>, buffer: &mut [u8]) -> io::Result<Opt
 /// Sends what is queued, in order, until the link closes.
 async fn write(socket: Arc<AsyncFd<OwnedFd>>, mut queue: mpsc::UnboundedReceiver<Outgoing>, closing: CancellationToken) {
     loop {
-        // Cancel safe: recv loses nothing, cancelled neither; and after `closing` nothing matters.
+        // Cancel safe: recv loses nothing, cancelled neither. What was said before the close is sent, unless the supervisor is
+        // not listening.
         let frame = tokio::select! {
+            biased;
             frame = queue.recv() => frame,
             () = closing.cancelled() => None,
         };
         let Some(frame) = frame else { break };
         let sent = tokio::select! {
+            biased;
             sent = send(&socket, &frame) => sent,
             () = closing.cancelled() => break,
         };

@@ -36,6 +36,7 @@ impl Run<'_> {
         let containers = Arc::clone(&self.shared.containers);
         let engine = self.unless_stopped(containers.engine()).await?.map_err(|error| self.refuse(Refusal::away(&error)))?;
         let engine = engine.on_behalf_of(&self.task.tenant);
+        self.shared.guard_containers();
         let mut provided = self.provide(&engine, container, workspace, facts, writer).await?;
         let started = self.start_container(engine, container, workspace, facts, &provided).await;
         match started {
