@@ -56,12 +56,14 @@ impl Reaped {
 pub async fn reap(engine: &Engine, which: Which<'_>) -> Result<Reaped, EngineError> {
     let here = Here::look();
     let containers = containers(engine, which, &here).await?;
+    let found = containers.len();
     let mut failed = None;
-    let mut removals = futures_util::stream::iter(containers.iter().map(|id| remove_container(engine, id))).buffer_unordered(AT_ONCE);
+    // All of it owned: a future that borrows from its closure's argument cannot be sent to another thread.
+    let removals: Vec<_> = containers.into_iter().map(|id| remove_container(engine.clone(), id)).collect();
+    let mut removals = futures_util::stream::iter(removals).buffer_unordered(AT_ONCE);
     while let Some(removed) = removals.next().await {
         failed = failed.or(removed.err());
     }
-    drop(removals);
     let networks = networks(engine, which, &here).await?;
     for id in &networks {
         let removed = engine.ask("remove a network", engine.api().remove_network(id)).await;
@@ -72,14 +74,14 @@ pub async fn reap(engine: &Engine, which: Which<'_>) -> Result<Reaped, EngineErr
     }
     match failed {
         Some(error) => Err(error),
-        None => Ok(Reaped { containers: containers.len(), networks: networks.len() }),
+        None => Ok(Reaped { containers: found, networks: networks.len() }),
     }
 }
 
 /// With force, whatever it does, and with the volumes that have no name. One that is gone, or going, is no error.
-async fn remove_container(engine: &Engine, id: &str) -> Result<(), EngineError> {
+async fn remove_container(engine: Engine, id: String) -> Result<(), EngineError> {
     let options = RemoveContainerOptions { force: true, v: true, link: false };
-    match engine.ask("remove a container", engine.api().remove_container(id, Some(options))).await {
+    match engine.ask("remove a container", engine.api().remove_container(&id, Some(options))).await {
         Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
         answer => answer,
     }

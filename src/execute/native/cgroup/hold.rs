@@ -51,6 +51,21 @@ impl Site {
             Some(Bystander { mount, parent })
         };
         self.bystanders = found.into_iter().filter_map(place).collect();
+        self.sweep_bystanders();
+    }
+
+    /// What dead instances left there goes now: this one may never have a container.
+    fn sweep_bystanders(&mut self) {
+        let Some(own) = self.hierarchies.first().and_then(|h| h.path.file_name()?.to_str()) else { return };
+        let mut swept = Vec::new();
+        for Bystander { parent, .. } in self.bystanders.iter().filter(|b| b.parent.is_dir()) {
+            if let Ok(dir) = sweep::locked_parent(parent) {
+                swept.extend(sweep::sweep_siblings(dir.as_fd(), parent, own));
+            }
+        }
+        for (name, removed) in swept {
+            self.note_swept(name, removed);
+        }
     }
 
     /// Directories that are made with the first container.

@@ -178,10 +178,7 @@ impl Site {
         let parent = sweep::locked_parent(parent_path).map_err(at(parent_path))?;
         let swept = sweep::sweep_siblings(parent.as_fd(), parent_path, instance);
         for (name, removed) in swept {
-            match self.swept.iter_mut().find(|(known, _)| *known == name) {
-                Some((_, all)) => *all &= removed,
-                None => self.swept.push((name, removed)),
-            }
+            self.note_swept(name, removed);
         }
         if mount.v2 {
             enable(parent_path, &carries).map_err(at(parent_path))?;
@@ -209,6 +206,14 @@ impl Site {
             devices: mount.devices,
         });
         Ok(())
+    }
+
+    /// One instance is in several hierarchies.
+    pub(super) fn note_swept(&mut self, name: String, removed: bool) {
+        match self.swept.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, all)) => *all &= removed,
+            None => self.swept.push((name, removed)),
+        }
     }
 
     /// Says what this site is worth.
