@@ -209,7 +209,7 @@ impl Run<'_> {
             Ok(Err(error)) => return self.unprepared(&error),
             Err(error) => return self.failed(Reason::Internal, error.to_string(), None, "prepare"),
         };
-        self.go_in(used.insert(workspace), values, writer).await
+        Box::pin(self.go_in(used.insert(workspace), values, writer)).await
     }
 
     /// No attempt is possible on this worker's disk.
@@ -256,7 +256,7 @@ impl Run<'_> {
             },
             Some(container) => {
                 crash::point(Point::WorkspaceMade);
-                self.contain(container, workspace, &facts, writer).await
+                Box::pin(self.contain(container, workspace, &facts, writer)).await
             }
         };
         let mut running = match prepared {

@@ -45,7 +45,7 @@ impl TryFrom<String> for Volume {
             _ => None,
         };
         match source {
-            Some(source) if is_plain_path(target) && !target.contains(':') && target.trim_end_matches('/') != "" => {
+            Some(source) if is_plain_path(target) && !target.contains(':') && !target.trim_end_matches('/').is_empty() => {
                 Ok(Self { source, target: target.to_owned(), read_only })
             }
             _ => Err(format!(

@@ -156,6 +156,7 @@ impl Engine {
     }
 
     /// The engine's error in our terms.
+    #[expect(clippy::wildcard_enum_match_arm, reason = "whatever else the client says, there was no answer")]
     pub(super) fn told(&self, what: &'static str, error: bollard::errors::Error) -> EngineError {
         match error {
             bollard::errors::Error::DockerResponseServerError { status_code, message } => {

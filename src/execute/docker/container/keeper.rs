@@ -84,8 +84,8 @@ impl Keeper {
 
     /// Creates and starts it; says so, or why not.
     pub(super) async fn bring_up(&mut self, tell: oneshot::Sender<Result<String, Refusal>>) -> Option<Running> {
-        let Some(launch) = self.launch.take() else { return None };
-        match self.start(launch).await {
+        let launch = self.launch.take()?;
+        match Box::pin(self.start(launch)).await {
             Ok(running) => tell.send(Ok(running.id.clone())).is_ok().then_some(running).filter(|_| !self.unwanted.is_cancelled()),
             Err(refusal) => {
                 // First the container, then the news: whoever hears it may try again at once.
@@ -104,7 +104,7 @@ impl Keeper {
         self.left = true;
         let engine = self.engine.clone();
         let name = self.name.clone();
-        let (id, warnings) = match self.meanwhile(engine.create(&name, body)).await {
+        let (id, warnings) = match self.meanwhile(Box::pin(engine.create(&name, body))).await {
             Ok(created) => created,
             Err(error) => {
                 // It said no: there is none. Without an answer there may be one yet.
