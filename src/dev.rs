@@ -23,6 +23,7 @@ use crate::bus::{Bus, BusError, Patience};
 use crate::cli::{DevArgs, Exit, Failed, Global, Output, event_line};
 use crate::config::Config;
 use crate::shutdown::{self, Shutdown};
+use crate::task::ImagePattern;
 use crate::telemetry::{self, causes};
 use crate::worker::http::Endpoint;
 use crate::worker::{self, Stop};
@@ -57,6 +58,9 @@ async fn serve(global: &Global, args: &DevArgs, output: &Output) -> Result<(), F
     config.cgroup.allow_unlimited |= args.allow_unlimited;
     // To try things, what sandbox this machine has will do, and events say what is missing; a configuration file decides itself.
     config.sandbox.required &= config.source.is_some();
+    if config.source.is_none() && config.docker.images.is_empty() {
+        config.docker.images.extend("*".parse::<ImagePattern>());
+    }
     if config.worker.id.is_empty() {
         config.worker.id = "dev".to_owned();
     }
@@ -143,7 +147,7 @@ fn banner(config: &Config, bus: &Bus, (url, http): (&str, Option<SocketAddr>), o
         version = env!("CARGO_PKG_VERSION"),
         server = bus.server_version(),
         worker = config.worker.id,
-        classes = config.classes.keys().map(|c| c.as_str()).collect::<Vec<_>>().join(", "),
+        classes = config.offered_classes().map(|(class, _)| class.as_str()).collect::<Vec<_>>().join(", "),
     ))?;
     Ok(())
 }

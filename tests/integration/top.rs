@@ -123,8 +123,8 @@ async fn a_snapshot_has_what_runs_waits_and_works() {
     let started = fleet.event(&task, EventKind::TaskStarted).await;
     let shown: windlass::task::Time = serde_json::from_value(running["started_at"].clone()).expect("a time");
     assert!(shown.as_micros().abs_diff(started.time.as_micros()) < 60_000_000, "{value}");
-    let queue =
-        |priority: &str| value["queues"].as_array().expect("queues").iter().find(|q| q["priority"] == priority).cloned().expect("there");
+    let queues = value["queues"].as_array().expect("queues");
+    let queue = |priority: &str| queues.iter().find(|q| q["class"] == "cpu_short" && q["priority"] == priority).cloned().expect("there");
     assert_eq!((&queue("high")["waiting"], &queue("high")["in_flight"]), (&json!(1), &json!(0)), "{value}");
     assert!(queue("high")["oldest"].is_string() && queue("normal")["oldest"].is_null(), "what runs does not wait: {value}");
     assert_eq!(queue("normal")["in_flight"], 1, "{value}");
