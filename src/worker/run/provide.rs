@@ -98,7 +98,7 @@ impl Run<'_> {
             lease: self.shared.leased().then(|| self.signals.lease.clone()),
         };
         let unwanted = CancellationToken::new();
-        let mut start = std::pin::pin!(services::start(request, &unwanted));
+        let mut start = Box::pin(services::start(request, &unwanted));
         let stopped = match self.unless_stopped(&mut start).await {
             Ok(started) => return started.map_err(|refusal| self.refuse(refusal)),
             Err(stopped) => stopped,
