@@ -6,9 +6,9 @@ use nvml_wrapper::error::NvmlError;
 use super::Reading;
 use crate::config::is_gpu_id;
 
-/// The library, with its connection to the driver.
+/// The library, with its connection to the driver. In a box: it is 12 kB of pointers to functions.
 #[derive(Debug)]
-pub(super) struct Library(Nvml);
+pub(super) struct Library(Box<Nvml>);
 
 /// What came of the attempt to open it.
 pub(super) enum Opened {
@@ -29,7 +29,7 @@ type Found = (String, Option<u32>);
 impl Library {
     pub(super) fn open() -> Opened {
         match Nvml::init() {
-            Ok(nvml) => Opened::Open(Self(nvml)),
+            Ok(nvml) => Opened::Open(Self(Box::new(nvml))),
             Err(NvmlError::LibloadingError(error)) if error.to_string().contains(MISSING) => Opened::Absent,
             Err(error) => Opened::Failed(format!("NVIDIA's library is there and does not work, so no GPU is used: {error}")),
         }
