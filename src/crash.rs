@@ -49,6 +49,13 @@ points! {
     ClaimStored "claim_stored" "claim stored, answer not read";
     Claimed "claimed" "claim confirmed, no work directory yet";
     WorkspaceMade "workspace_made" "work directory made, nothing started";
+    ImageReady "image_ready" "container: the engine has the image, nothing made";
+    ContainerHeld "container_held" "container: its cgroup made, the engine not asked";
+    ContainerCreated "container_created" "container: created, not started";
+    ContainerAttached "container_attached" "container: output attached, not started";
+    ContainerStarted "container_started" "container: started, nobody told";
+    ContainerEnded "container_ended" "container: ended and looked at, its cgroup still there";
+    ContainerRemoval "container_removal" "container: ended, about to be removed";
     SpawnSent "spawn_sent" "start request sent to the supervisor, no answer";
     StartedUnread "started_unread" "program runs, the supervisor's word of it not acted on";
     Running "running" "program runs";

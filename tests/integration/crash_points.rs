@@ -18,14 +18,14 @@ use crate::harness::job::Gate;
 use crate::harness::orchestrator::event_of;
 use crate::harness::server::{Options, Server};
 use crate::harness::worker::Worker;
-use crate::harness::{Fleet, Job, PATIENCE, Task, checker, feed, leftovers};
+use crate::harness::{Engine, Fleet, Job, PATIENCE, Task, checker, feed, leftovers};
 
 #[path = "crash_points/cases.rs"]
 mod cases;
 #[path = "crash_points/table.rs"]
 mod table;
 
-use cases::{Case, Heir, Way, case};
+use cases::{Case, Heir, Home, Way, case};
 
 /// The host whose worker dies; the one that goes on; the one that died before, where two die.
 const VICTIM: &str = "victim";
@@ -36,7 +36,7 @@ macro_rules! tests {
     ($($test:ident $point:ident,)*) => {
         $(#[tokio::test]
         async fn $test() {
-            run(Point::$point).await;
+            run(Point::$point, case(Point::$point).home).await;
         })*
 
         /// Every point that has a test.
@@ -56,6 +56,13 @@ tests! {
     claim_stored ClaimStored,
     claimed Claimed,
     workspace_made WorkspaceMade,
+    image_ready ImageReady,
+    container_held ContainerHeld,
+    container_created ContainerCreated,
+    container_attached ContainerAttached,
+    container_started ContainerStarted,
+    container_ended ContainerEnded,
+    container_removal ContainerRemoval,
     spawn_sent SpawnSent,
     started_unread StartedUnread,
     running Running,
@@ -99,6 +106,44 @@ tests! {
     orphaned Orphaned,
 }
 
+macro_rules! docker_tests {
+    ($($test:ident $point:ident,)*) => {
+        /// Points that every task passes, with a container.
+        mod docker {
+            $(#[tokio::test]
+            async fn $test() {
+                super::run(super::Point::$point, super::Home::Docker).await;
+            })*
+        }
+
+        /// Points that are tested with a container as well.
+        const TESTED_WITH_DOCKER: &[Point] = &[$(Point::$point,)*];
+    };
+}
+
+docker_tests! {
+    claimed Claimed,
+    workspace_made WorkspaceMade,
+    running Running,
+    progress_stored ProgressStored,
+    renewing Renewing,
+    cancel_heard CancelHeard,
+    stop_asked StopAsked,
+    output_read OutputRead,
+    between_chunks BetweenChunks,
+    program_ended ProgramEnded,
+    end_stored EndStored,
+    workspace_removal WorkspaceRemoval,
+    committed Committed,
+    release_stored ReleaseStored,
+    taken_over TakenOver,
+    cgroup_made CgroupMade,
+    terminated Terminated,
+    killed Killed,
+    buried Buried,
+    orphaned Orphaned,
+}
+
 #[test]
 fn every_point_has_its_test() {
     for point in Point::ALL {
@@ -123,16 +168,29 @@ fn who_builds_windlass_gets_no_crash_points() {
 }
 
 /// One case from the first message to the empty machine.
-async fn run(point: Point) {
-    let case = case(point);
+async fn run(point: Point, home: Home) {
+    let mut case = case(point);
+    case.home = home;
     let server = if case.way == Way::Outage { Server::private(Options::default()) } else { Server::shared() };
     let Some(server) = server else { return };
-    let fleet = Fleet::on(server, &[cases::SHORT, case.settings].concat()).await;
+    let settings = [cases::SHORT, case.settings].concat();
+    let fleet = match home {
+        Home::Native => Fleet::on(server, &settings).await,
+        Home::Docker => {
+            let Some(engine) = Engine::shared() else { return };
+            Fleet::with_engine(server, engine, &settings).await
+        }
+    };
     let task = dies(&fleet, point, &case).await;
     still_owed(&fleet, &task, point).await;
     if case.way != Way::Orphan {
         let left = leftovers::gone(Duration::from_secs(10), || fleet.processes_of(&task.id)).await;
         assert!(left.is_empty(), "its program outlives the worker that died at {point:?}: {left:?}");
+    }
+    // By the dead worker's supervisor; where that is dead too, by the next worker of the machine.
+    if case.way != Way::Orphan && !cases::in_supervisor(point) {
+        let left = leftovers::gone(Duration::from_secs(20), || fleet.containers_left()).await;
+        assert!(left.is_empty(), "its container outlives the worker that died at {point:?}: {left:?}");
     }
     let last = match case.heir {
         Heir::SameHost => fleet.worker_named(VICTIM, &[]),

@@ -14,6 +14,7 @@ use super::super::signals::interrupted;
 use super::provide::Provided;
 use super::{Ended, Run, Running, Streams};
 use crate::bus::chain::ChainWriter;
+use crate::crash::{self, Point};
 use crate::execute::Process;
 use crate::execute::docker::create::{Bind, Order};
 use crate::execute::docker::labels::{Owner, Role};
@@ -38,6 +39,7 @@ impl Run<'_> {
         let engine = engine.on_behalf_of(&self.task.tenant);
         self.shared.guard_containers();
         let mut provided = self.provide(&engine, container, workspace, facts, writer).await?;
+        crash::point(Point::ImageReady);
         let started = self.start_container(engine, container, workspace, facts, &provided).await;
         match started {
             Ok(mut running) => {
@@ -65,6 +67,7 @@ impl Run<'_> {
         let order = self.order(container, workspace, facts, provided).await?;
         let holding = Holding { cgroup: self.name(), limits: self.plan.limits(), directory: workspace.dir.clone(), lease: self.lease() };
         let held = self.shared.supervisor.hold(holding).await.map_err(|failure| self.not_spawned(failure))?;
+        crash::point(Point::ContainerHeld);
         let within = held.parent().is_some() && containers.can_hold(&engine);
         let order = Order { cgroup_parent: held.parent().filter(|_| within).map(str::to_owned), init: engine.facts().has_init, ..order };
         let Streams { recorder, stdout, stderr } = self.streams()?;

@@ -44,6 +44,13 @@ impl Way {
     }
 }
 
+/// Where the task runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Home {
+    Native,
+    Docker,
+}
+
 /// Who goes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Heir {
@@ -83,6 +90,7 @@ pub struct Case {
     /// How.
     pub outcome: Reason,
     pub way: Way,
+    pub home: Home,
     pub heir: Heir,
     pub settings: &'static [(&'static str, &'static str)],
     /// Which hit of the point is the deadly one.
@@ -103,6 +111,7 @@ impl Case {
             attempts,
             outcome: Reason::Ok,
             way: Way::Straight,
+            home: Home::Native,
             heir: Heir::OtherHost,
             settings: &[],
             nth: None,
@@ -119,6 +128,11 @@ impl Case {
 
     fn way(self, way: Way) -> Self {
         Self { way, ..self }
+    }
+
+    /// Only containers come to this point.
+    fn in_a_container(self) -> Self {
+        Self { home: Home::Docker, ..self }
     }
 
     fn on_the_same_host(self) -> Self {
@@ -142,7 +156,11 @@ impl Case {
     /// The assignment.
     pub fn job(&self, fleet: &Fleet) -> Job {
         const SAY: &str = "echo attempt $WINDLASS_ATTEMPT";
-        let stay = |how: &str| Job::bash(format!("{SAY}; [ $WINDLASS_ATTEMPT -gt 1 ] || {{ {how}; }}; echo is done"));
+        let script = |text: String| match self.home {
+            Home::Native => Job::bash(text),
+            Home::Docker => Job::container_script(text).sees(&fleet.dir),
+        };
+        let stay = |how: &str| script(format!("{SAY}; [ $WINDLASS_ATTEMPT -gt 1 ] || {{ {how}; }}; echo is done"));
         match self.work {
             Work::Says => stay(":"),
             Work::Stays => stay("sleep 1000"),
@@ -155,7 +173,7 @@ impl Case {
                     "max_attempts": 3, "on": ["failure"], "backoff": {"initial_ms": 50, "factor": 1.0, "max_ms": 50}
                 }),
             ),
-            Work::Gated => Job::bash(format!("{}; {SAY}; echo is done", Gate::new(&fleet.dir, "outage").wait())),
+            Work::Gated => script(format!("{}; {SAY}; echo is done", Gate::new(&fleet.dir, "outage").wait())),
             Work::Refused => stay(":").memory("1TiB"),
             // Near max_payload: task_started cannot carry it.
             Work::Large => stay("sleep 1000").set("/context", "x".repeat(1_000_000)),
@@ -174,6 +192,7 @@ pub fn case(point: Point) -> Case {
     use Work::{FailsOnce, Gated, Large, Overstays, Refused, Reports, Stays, Writes};
     const AGAIN: &str = "finds a claim without an end: the next attempt, from the beginning";
     const ORPHANS: &str = "the next attempt with chunks of its own; what the dead one stored is in no manifest";
+    const REMOVED: &str = "the supervisor has the engine remove the container; the next attempt";
     const OVER: &str = "finds the end stored: acknowledges, runs nothing";
     const RELEASED: &str = "its worker gives the task back and ends; another attempt that does not count";
     match point {
@@ -183,6 +202,15 @@ pub fn case(point: Point) -> Case {
         Point::ClaimStored => Case::of(2, AGAIN),
         Point::Claimed => Case::of(2, AGAIN),
         Point::WorkspaceMade => Case::of(2, AGAIN),
+        Point::ImageReady => Case::of(2, AGAIN).in_a_container(),
+        Point::ContainerHeld => Case::of(2, "the supervisor removes the cgroup; the next attempt").in_a_container(),
+        Point::ContainerCreated => Case::of(2, REMOVED).in_a_container(),
+        Point::ContainerAttached => Case::of(2, REMOVED).in_a_container(),
+        Point::ContainerStarted => {
+            Case::of(2, "the supervisor kills what runs and removes the container; the next attempt").in_a_container().work(Stays)
+        }
+        Point::ContainerEnded => Case::of(2, REMOVED).in_a_container(),
+        Point::ContainerRemoval => Case::of(2, REMOVED).in_a_container(),
         Point::SpawnSent => Case::of(2, "the supervisor kills what it was about to start; the next attempt"),
         Point::StartedUnread => Case::of(2, "the supervisor kills the program; the next attempt"),
         Point::Running => Case::of(2, "the supervisor kills the program; the next attempt").work(Stays),

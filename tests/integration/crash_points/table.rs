@@ -14,7 +14,9 @@ fn table() -> String {
     for point in Point::ALL {
         let case = case(*point);
         assert!(in_supervisor(*point) == point.happened().starts_with("supervisor: "), "{point:?}: who dies?");
-        text += &format!("| {} | {} | {} | `{}` | `{}` |\n", point.happened(), case.next, case.attempts, case.outcome, point.name());
+        let with_docker = if super::TESTED_WITH_DOCKER.contains(point) { format!(", `docker::{}`", point.name()) } else { String::new() };
+        let tests = format!("`{}`{with_docker}", point.name());
+        text += &format!("| {} | {} | {} | `{}` | {tests} |\n", point.happened(), case.next, case.attempts, case.outcome);
     }
     text
 }

@@ -15,6 +15,7 @@ use super::super::{Containers, Engine, EngineError};
 use super::limits::own_limits;
 use super::usage::Meter;
 use super::{Command, Exit, Launch, Lost, until};
+use crate::crash::{self, Point};
 use crate::execute::native::Held;
 use crate::retry::Delays;
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
@@ -112,13 +113,16 @@ impl Keeper {
                 return Err(refusal::of_start(&error));
             }
         };
+        crash::point(Point::ContainerCreated);
         if !self.within {
             self.meanwhile(own_limits(&engine, &id, &order, &limits, &warnings)).await?;
         }
         self.wanted()?;
         let (frames, input) = self.meanwhile(engine.attach(&id, order.stdin)).await.map_err(|e| refusal::of_start(&e))?;
+        crash::point(Point::ContainerAttached);
         self.wanted()?;
         self.meanwhile(engine.start(&id)).await.map_err(|e| refusal::of_start(&e))?;
+        crash::point(Point::ContainerStarted);
         self.see_inside(&containers, &id).await?;
         Ok(Running { id, frames, pipes, input: stdin.map(|text| (input, text)) })
     }
@@ -196,6 +200,7 @@ impl Keeper {
             (course, ended)
         };
         drop(feeding);
+        crash::point(Point::ContainerEnded);
         let seen = meter.map(|meter| meter.read());
         self.conclude(course, ended, seen).await
     }
@@ -351,6 +356,7 @@ impl Keeper {
         if !self.left {
             return;
         }
+        crash::point(Point::ContainerRemoval);
         match self.engine.remove(&self.name).await {
             Ok(()) => self.left = false,
             Err(error) => tracing::warn!(error = %causes(&error), name = self.name, "a container is not removed yet"),
