@@ -2,14 +2,20 @@
 #![expect(
     clippy::unwrap_used,
     clippy::expect_used,
+    clippy::panic,
     clippy::print_stdout,
     reason = "a benchmark that cannot go on should stop, and its report is its output"
 )]
 
 #[path = "performance/bed.rs"]
 mod bed;
+#[path = "performance/docker.rs"]
+mod docker;
 #[path = "performance/flood.rs"]
 mod flood;
+#[expect(dead_code, reason = "of what tests stand on, only the engine is needed here")]
+#[path = "../tests/harness.rs"]
+mod harness;
 #[path = "performance/idle.rs"]
 mod idle;
 #[path = "performance/latency.rs"]
@@ -35,6 +41,13 @@ fn main() {
         }
         if wanted("sandbox") {
             native::sandbox().await;
+        }
+        if wanted("docker") {
+            docker::containers().await;
+        }
+        // Minutes: only when asked for.
+        if only.iter().any(|o| o == "thousand") {
+            docker::a_thousand().await;
         }
         if wanted("noop") {
             noop::rates().await;
