@@ -37,10 +37,14 @@ mod credentials;
 mod disk;
 #[path = "integration/docker_engine.rs"]
 mod docker_engine;
+#[path = "integration/docker_faults.rs"]
+mod docker_faults;
 #[path = "integration/docker_leftovers.rs"]
 mod docker_leftovers;
 #[path = "integration/docker_run.rs"]
 mod docker_run;
+#[path = "integration/docker_table.rs"]
+mod docker_table;
 #[path = "integration/docs.rs"]
 mod docs;
 #[path = "integration/doctor.rs"]

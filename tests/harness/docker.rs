@@ -27,10 +27,9 @@ mod ground;
 #[path = "docker/image.rs"]
 pub mod image;
 #[path = "docker/relay.rs"]
-mod relay;
+pub mod relay;
 
 pub use image::IMAGE;
-pub use relay::Relay;
 
 /// Marks the processes of one engine: containerd and its shims inherit dockerd's environment.
 const ENGINE: &str = "WINDLASS_TEST_ENGINE";

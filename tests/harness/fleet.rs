@@ -278,7 +278,7 @@ impl Fleet {
         }
         let left = leftovers::gone(Duration::from_secs(5), || self.processes()).await;
         assert!(left.is_empty(), "processes left: {left:?}");
-        let left = leftovers::gone(Duration::from_secs(5), || self.containers_left()).await;
+        let left = leftovers::gone(Duration::from_secs(20), || self.containers_left()).await;
         assert!(left.is_empty(), "containers left: {left:?}");
         let parent = self.cgroup_parent();
         let left = leftovers::gone(Duration::from_secs(5), || leftovers::cgroups(&parent)).await;
