@@ -28,7 +28,7 @@
 //! 4. **Renew or stop.** Renewals are confirmed by the server; without one the task is stopped before the lease's end, by
 //!    the supervisor if the worker stands still.
 //! 5. **Capacity before pull.** A permit is held before a message is asked for.
-//! 6. **Everything has an owner and a label.** Cgroups, directories and spools carry instance, task and attempt; a lock tells
+//! 6. **Everything has an owner and a label.** Cgroups, containers, directories and spools carry instance, task and attempt; a lock tells
 //!    whether their owner lives, and whoever finds it dead removes them.
 //! 7. **Bounded memory.** Output goes to a disk spool first; a slow or absent broker neither blocks a task nor grows the worker.
 //! 8. **Only masked bytes leave.** There is one place in [`report`] where bytes pass before spool, chunk and excerpt; an
