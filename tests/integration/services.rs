@@ -193,10 +193,10 @@ async fn a_service_that_ends_under_its_task_ends_the_attempt() {
 async fn what_cannot_be_started_is_the_assignments_fault() {
     let Some((fleet, engine)) = docker().await else { return };
     let wrong = json!({"name": "wrong", "image": IMAGE, "entrypoint": ["/no/such/program"]});
-    let task = fleet.submit(&with(Job::container(["true"]), &[wrong])).await;
+    let task = fleet.submit(&with(Job::container_script("sleep 1000").grace(0.1), &[wrong])).await;
     let end = fleet.end(&task).await;
-    // With an init in front of it the engine starts the init.
-    assert!(matches!(end.reason, Some(Reason::SpawnFailed | Reason::ServiceUnhealthy | Reason::Ok)), "{}", said(&end));
+    assert_eq!(end.reason, Some(Reason::SpawnFailed), "{}", said(&end));
+    assert!(end.error.as_deref().is_some_and(|error| error.contains("service wrong") && error.contains("/no/such/program")), "{}", said(&end));
     let absent = json!({"name": "absent", "image": "windlass-test/no-such-image:1"});
     let absent = fleet.submit(&with(Job::container(["true"]), &[absent])).await;
     assert_eq!(fleet.end(&absent).await.reason, Some(Reason::ImageNotFound));
