@@ -196,7 +196,11 @@ async fn what_cannot_be_started_is_the_assignments_fault() {
     let task = fleet.submit(&with(Job::container_script("sleep 1000").grace(0.1), &[wrong])).await;
     let end = fleet.end(&task).await;
     assert_eq!(end.reason, Some(Reason::SpawnFailed), "{}", said(&end));
-    assert!(end.error.as_deref().is_some_and(|error| error.contains("service wrong") && error.contains("/no/such/program")), "{}", said(&end));
+    assert!(
+        end.error.as_deref().is_some_and(|error| error.contains("service wrong") && error.contains("/no/such/program")),
+        "{}",
+        said(&end)
+    );
     let absent = json!({"name": "absent", "image": "windlass-test/no-such-image:1"});
     let absent = fleet.submit(&with(Job::container(["true"]), &[absent])).await;
     assert_eq!(fleet.end(&absent).await.reason, Some(Reason::ImageNotFound));
