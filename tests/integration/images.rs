@@ -12,7 +12,7 @@ use windlass::task::{ImageRef, PullPolicy, Reason};
 use crate::harness::PATIENCE;
 use crate::harness::docker;
 use crate::harness::proxy::{Cut, Direction, Flow, Proxy, Spring};
-use crate::harness::registry::{PASSWORD, Registry, USER};
+use crate::harness::registry::{PASSWORD, Registry, USER, tar};
 
 /// An engine, a registry that it reaches, and a worker's state directory.
 struct Scene {
@@ -308,7 +308,9 @@ async fn many_who_want_one_image_share_one_pull() {
 async fn a_pull_that_nobody_waits_for_stops() {
     let Some(scene) = Scene::new().await else { return };
     let (images, name, proxy) = (scene.images(), name(), scene.proxy());
-    let pushed = scene.registry.push(&name, "1", &[("big", &noise(8 << 20))], &hello());
+    // Far more than fits into the buffers on the way: the registry cannot be done with it before the engine is.
+    let layer = tar("big", &noise(16 << 20));
+    let pushed = scene.registry.push_tars(&name, "1", std::slice::from_ref(&layer), &hello());
     let image = Scene::reference(proxy.port(), &format!("{name}:1"));
     // Minutes, if it went on.
     proxy.throttle(Some(64 << 10));
@@ -349,6 +351,7 @@ async fn a_pull_that_nobody_waits_for_stops() {
         assert!(Instant::now() < deadline, "the engine still pulls");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+    assert_eq!(scene.registry.requests(&[&request, &format!("\" 200 {} ", layer.len())]), 0, "it was fetched to its end");
     assert!(!scene.has(&pushed.id));
     proxy.mend();
     assert_eq!(scene.ensure(&images, &image, PullPolicy::Missing).await.unwrap().id, pushed.id, "the next one gets it");
