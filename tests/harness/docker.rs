@@ -98,6 +98,7 @@ impl Engine {
     }
 
     /// Starts dockerd, and waits until it answers.
+    #[expect(clippy::zombie_processes, reason = "waited for in end, and by the watchdog's end of the run")]
     fn start(&self) -> Result<(), String> {
         let log = self.dir.join("dockerd.log");
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
