@@ -417,7 +417,7 @@ async fn what_a_dead_worker_pulled_goes_too() {
     let pull = format!("/images/create?fromImage={}&tag=1", image.name());
     assert_eq!(scene.daemon.ask("POST", &pull, &[]).unwrap().status, 200);
     scene.config.disk_high_percent = 0.0;
-    assert_eq!(scene.images().make_room(&scene.engine).await, [pushed.id.clone()]);
+    assert_eq!(scene.images().make_room(&scene.engine).await, std::slice::from_ref(&pushed.id));
     assert!(!scene.has(&pushed.id));
 }
 
@@ -432,7 +432,7 @@ async fn images_whose_tags_moved_go_too() {
     let new = registry.push(&name, "1", &[("hello", &noise(2000))], &hello());
     let held = scene.ensure(&images, &image, PullPolicy::Always).await.unwrap();
     scene.config.disk_high_percent = 0.0;
-    assert_eq!(scene.images().make_room(&scene.engine).await, [old.id.clone()]);
+    assert_eq!(scene.images().make_room(&scene.engine).await, std::slice::from_ref(&old.id));
     assert!(!scene.has(&old.id) && scene.has(&new.id));
     drop(held);
 }
