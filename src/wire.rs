@@ -114,7 +114,7 @@ impl Encoding {
     /// Names the path of the value that does not fit.
     pub fn decode<T: DeserializeOwned>(self, body: &[u8]) -> Result<T, DecodeError> {
         fn named(error: &serde_path_to_error::Error<impl std::error::Error>) -> DecodeError {
-            DecodeError::Body { path: error.path().to_string(), message: error.inner().to_string() }
+            DecodeError::Body { path: error.path().to_string(), message: in_words(&error.inner().to_string()) }
         }
         match self {
             Self::Json => {
@@ -157,6 +157,13 @@ impl Encoding {
     }
 }
 
+/// A type's name in this program means nothing to whoever wrote the body.
+fn in_words(message: &str) -> String {
+    let Some((before, after)) = message.split_once("expected struct ") else { return message.to_owned() };
+    let rest = after.trim_start_matches(|c: char| c.is_ascii_alphanumeric() || c == '_');
+    format!("{before}expected an object{rest}")
+}
+
 /// SHA-256 in hex.
 #[must_use]
 pub fn sha256_hex(bytes: &[u8]) -> String {
@@ -189,6 +196,12 @@ mod tests {
             let error = Encoding::Json.decode::<Assignment>(body.as_bytes()).expect_err(body);
             assert!(error.to_string().starts_with(path), "{body}: {error}");
         }
+    }
+
+    #[test]
+    fn what_is_expected_is_said_without_names_of_types() {
+        let error = Encoding::Json.decode::<Assignment>(br#"{"task_id":"a","execution": 7}"#).expect_err("no object").to_string();
+        assert!(error.starts_with("execution: invalid type: integer `7`, expected an object at line 1"), "{error}");
     }
 
     #[test]
