@@ -6,7 +6,7 @@
 //!                   └ make room ─▶ note in the journal ─▶ pull ─(transient: again after a delay)
 //! ```
 //! A [`Ready`] names the image by its id, because tags move: who creates a container from the id runs what was looked at. While it
-//! is held no worker of this state directory removes the image ([`journal`]).
+//! is held no worker of this state directory removes the image (`journal`).
 //!
 //! A tenant that may use an image by its allowlist may use it when another's credentials have pulled it: `pull = "missing"` asks the
 //! engine, not the registry. Where the registry is to decide for each task, `pull = "always"` is the policy.
