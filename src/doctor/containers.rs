@@ -161,6 +161,10 @@ fn cgroups(seen: &Seen, config: &Config) -> Finding {
     if config.cgroup.allow_unlimited {
         return check.warn(format!("limits are not enforced: {lost}"), "windlass doctor   # without --allow-unlimited");
     }
+    if seen.facts.product == "Podman" {
+        let found = format!("Podman's own monitors live beside its containers: {lost}");
+        return check.warn(found, "sudo apt-get install docker.io   # where one supervisor for all matters; Podman works without");
+    }
     match seen.facts.cgroup_driver.as_str() {
         "cgroupfs" if seen.same_cgroups => check.ok("driver cgroupfs"),
         "cgroupfs" => check.warn(
@@ -259,6 +263,7 @@ mod tests {
             (with(|_| ()), &plain, vec![]),
             (with(|_| ()), &closed, vec![("images", Level::Warn)]),
             (with(|seen| seen.facts.cgroup_driver = "systemd".to_owned()), &plain, vec![("cgroups", Level::Warn)]),
+            (with(|seen| seen.facts.product = "Podman"), &plain, vec![("cgroups", Level::Warn)]),
             (with(|seen| seen.same_cgroups = false), &plain, vec![("cgroups", Level::Warn)]),
             (with(|seen| seen.facts.missing_limits = vec!["pids"]), &plain, vec![("container limits", Level::Fail)]),
             (with(|seen| seen.facts.has_init = false), &plain, vec![("init", Level::Warn)]),

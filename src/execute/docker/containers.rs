@@ -162,10 +162,11 @@ impl Containers {
         }
     }
 
-    /// Whether containers of `engine` can be made below a cgroup of the worker's own.
+    /// Whether containers of `engine` can be made below a cgroup of the worker's own. Podman would put its own monitor there, too,
+    /// which must outlive what the supervisor kills.
     #[must_use]
     pub fn can_hold(&self, engine: &Engine) -> bool {
-        engine.facts().cgroup_driver == "cgroupfs" && !self.outside.load(Ordering::Relaxed)
+        engine.facts().product == "Docker" && engine.facts().cgroup_driver == "cgroupfs" && !self.outside.load(Ordering::Relaxed)
     }
 
     /// Whether it is known that they really are there.

@@ -1,6 +1,8 @@
 //! What is asked of the engine about one container, each request with its deadline.
 
-use bollard::models::{ContainerCreateBody, ContainerInspectResponse};
+use std::time::Duration;
+
+use bollard::models::{ContainerCreateBody, ContainerInspectResponse, ContainerState};
 use bollard::query_parameters::{
     AttachContainerOptions, CreateContainerOptions, InspectContainerOptions, KillContainerOptions, RemoveContainerOptions,
     StartContainerOptions, WaitContainerOptions,
@@ -17,6 +19,19 @@ pub(super) struct Ended {
     pub code: i32,
     /// The kernel killed a process of it for memory.
     pub oom: bool,
+}
+
+/// Looks at a container that ended and is not cleaned up, and the time between them.
+const CLEANUP_LOOKS: u32 = 100;
+const CLEANUP_LOOK: Duration = Duration::from_millis(50);
+
+/// How a container ended that is in this state; none while it runs.
+fn ended(state: &ContainerState) -> Option<Ended> {
+    if state.running == Some(true) || state.exit_code.is_none() {
+        return None;
+    }
+    let code = state.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1);
+    Some(Ended { code, oom: state.oom_killed == Some(true) })
 }
 
 impl Engine {
@@ -56,13 +71,22 @@ impl Engine {
     }
 
     /// How it ended; none while it runs.
+    ///
+    /// Between the end of a container and its cleanup Podman calls it "stopped", which is no word of Docker's: asked again.
     pub(super) async fn ended(&self, id: &str) -> Result<Option<Ended>, EngineError> {
-        let state = self.inspect(id).await?.state.unwrap_or_default();
-        if state.running == Some(true) || state.exit_code.is_none() {
-            return Ok(None);
+        for _ in 0..CLEANUP_LOOKS {
+            let inspected = self.ask("inspect a container", async {
+                match self.api().inspect_container(id, None::<InspectContainerOptions>).await {
+                    Err(bollard::errors::Error::JsonDataError { .. }) => Ok(None),
+                    answer => answer.map(Some),
+                }
+            });
+            if let Some(inspected) = inspected.await? {
+                return Ok(ended(&inspected.state.unwrap_or_default()));
+            }
+            tokio::time::sleep(CLEANUP_LOOK).await;
         }
-        let code = state.exit_code.and_then(|code| i32::try_from(code).ok()).unwrap_or(-1);
-        Ok(Some(Ended { code, oom: state.oom_killed == Some(true) }))
+        Err(self.unavailable("inspect a container", "its state is no word of the API".to_owned()))
     }
 
     /// All that it says of a container.
