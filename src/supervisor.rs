@@ -130,9 +130,9 @@ fn run(args: &Args) -> io::Result<bool> {
     let mut server = serve::Server::new(socket, signals, site, jail);
     server.reply(&ready);
     server.flush();
-    if let Some((guard, directories)) = server.run()? {
+    if let Some((guard, directories, held)) = server.run()? {
         let (instance, own_parent) = (args.instance.clone(), args.parent.is_empty());
-        return Err(become_reaper(&orphans::Args { guard, instance, directories, own_parent }));
+        return Err(become_reaper(&orphans::Args { guard, instance, directories, own_parent, held }));
     }
     Ok(true)
 }

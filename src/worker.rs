@@ -308,6 +308,8 @@ fn start_background(shared: &Arc<Shared>, background: &mut JoinSet<()>) {
 /// Removes what dead instances left, and what attempts of this one left that could not be removed at once; again and again,
 /// for what holds a tree today may let go of it tomorrow.
 async fn clear_away(shared: Arc<Shared>) {
+    // Soon after the start more often: what the engine was asked by a worker that died may come up only now.
+    let mut pause = Duration::from_secs(5);
     loop {
         // First: a container that still runs has the dead instance's directories mounted.
         orphans::reap_dead(&shared).await;
@@ -316,7 +318,8 @@ async fn clear_away(shared: Arc<Shared>) {
         if let Err(error) = tokio::task::spawn_blocking(move || leavings.sweep()).await {
             tracing::warn!(error = %causes(&error), "cannot sweep work directories");
         }
-        tokio::time::sleep(Duration::from_secs(60)).await;
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(Duration::from_secs(60));
     }
 }
 

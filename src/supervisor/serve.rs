@@ -59,12 +59,13 @@ impl Server {
     }
 
     /// Serves until the worker is gone; then kills and removes everything. What may be left are containers, and the cgroups that
-    /// the engine makes for those which it only starts now.
-    pub(super) fn run(mut self) -> io::Result<Option<(ContainerGuard, Vec<PathBuf>)>> {
+    /// the engine makes for those which it only starts now; with them comes how many there may be.
+    pub(super) fn run(mut self) -> io::Result<Option<(ContainerGuard, Vec<PathBuf>, usize)>> {
         while self.turn()? {}
         self.orphaned = true;
         crash::point(Point::Orphaned);
         self.site.kill_all();
+        let held = self.tasks.values().filter(|task| task.leader.is_none()).count();
         let now = Instant::now();
         for id in self.ids() {
             self.advance(id, Event::Stop { grace: Duration::ZERO }, now);
@@ -84,7 +85,7 @@ impl Server {
             tree::kill_orphans();
         }
         let directories = [self.site.directories(), self.site.container_directories()].concat();
-        let left = self.guard.take().map(|guard| (guard, directories));
+        let left = self.guard.take().map(|guard| (guard, directories, held));
         if left.is_some() {
             self.kept.bequeath();
         }

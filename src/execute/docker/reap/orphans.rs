@@ -18,6 +18,8 @@ use crate::supervisor::protocol::ContainerGuard;
 
 /// Nothing came up for so long: a create takes a tenth of a second, and on a slow disk one or two.
 const QUIET: Duration = Duration::from_secs(2);
+/// Likewise while fewer containers came up than cgroups were held for: an engine with much to do takes longer.
+const QUIET_UNLESS_ALL: Duration = Duration::from_secs(15);
 /// In all.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two looks, at first and at last.
@@ -35,6 +37,8 @@ pub struct Args {
     pub directories: Vec<PathBuf>,
     /// The directories above these are Windlass's own.
     pub own_parent: bool,
+    /// Cgroups that were held for containers: so many may be under way.
+    pub held: usize,
 }
 
 /// Entry point of the hidden subcommand.
@@ -56,15 +60,20 @@ async fn bury(args: &Args) -> bool {
     let mut engine = None;
     let mut quiet_since = None;
     let mut pause = LOOK.0;
+    let mut removed = 0;
     while Instant::now() < end {
         match look(args, &mut engine).await {
-            Ok(true) => {
+            Ok(0) => {
                 let since = *quiet_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= QUIET {
+                let enough = if removed >= args.held { QUIET } else { QUIET_UNLESS_ALL };
+                if since.elapsed() >= enough {
                     return true;
                 }
             }
-            Ok(false) => (quiet_since, pause) = (None, LOOK.0),
+            Ok(found) => {
+                removed += found;
+                (quiet_since, pause) = (None, LOOK.0);
+            }
             // What was found there is not known; what answers next may be another one.
             Err(_) => (quiet_since, engine) = (None, None),
         }
@@ -74,13 +83,13 @@ async fn bury(args: &Args) -> bool {
     false
 }
 
-/// One look; true when there was nothing.
-async fn look(args: &Args, engine: &mut Option<Engine>) -> Result<bool, EngineError> {
+/// One look; how much there was.
+async fn look(args: &Args, engine: &mut Option<Engine>) -> Result<usize, EngineError> {
     let connected = match engine.take() {
         Some(connected) => connected,
         None => Engine::connect_to(&args.guard.host, Duration::from_millis(args.guard.request_timeout_ms)).await?,
     };
     let reaped = reap(&connected, Which::Instance(&args.instance)).await;
     *engine = Some(connected);
-    reaped.map(super::Reaped::is_nothing)
+    reaped.map(|reaped| reaped.containers + reaped.networks)
 }
