@@ -209,10 +209,10 @@ impl Capacity {
         Some(Permit { capacity: Arc::clone(self), class: class.clone(), need, promised: need.gpus, gpus: Vec::new() })
     }
 
-    /// Resolves after a permit was returned since the last call, and now and then while somebody else has a device that
-    /// could be given. Cancel safe.
+    /// Resolves after a permit was returned since the last call, and now and then while there is a device that this worker has
+    /// not: nobody says when another one lets go of it. Cancel safe.
     pub async fn freed(&self) {
-        if self.waits_for_others() {
+        if self.has_not_all() {
             // Both arms are cancel safe.
             tokio::select! {
                 () = self.freed.notified() => {}
@@ -223,9 +223,10 @@ impl Capacity {
         }
     }
 
-    fn waits_for_others(&self) -> bool {
+    /// Whether it is free is not asked here: one that was not when work was to be asked for may be by now.
+    fn has_not_all(&self) -> bool {
         let state = self.state();
-        self.unheld(&state).any(|device| !self.gpus.is_free(device))
+        self.unheld(&state).next().is_some()
     }
 }
 
