@@ -28,7 +28,7 @@ pub enum Process {
 pub struct Exit {
     /// Status, and what was used.
     pub report: ExitReport,
-    /// Why it cannot be taken for a whole run, whatever its status: the engine that ran it went away.
+    /// Why it cannot be taken for a whole run, whatever its status: the engine that ran it went away, or its output broke off.
     pub broken: Option<String>,
 }
 
@@ -57,10 +57,7 @@ impl Process {
     pub async fn wait(&mut self) -> Result<Exit, SupervisorLost> {
         match self {
             Self::Native(process) => Ok(Exit { report: process.wait().await?, broken: None }),
-            Self::Container(container) => {
-                let docker::Exit { report, broken } = container.wait().await.map_err(|docker::Lost| SupervisorLost)?;
-                Ok(Exit { report, broken })
-            }
+            Self::Container(container) => container.wait().await,
         }
     }
 

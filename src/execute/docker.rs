@@ -8,7 +8,7 @@
 //! containers. Where it does not, the engine's own limits hold and its API is asked. Only this module names `bollard`.
 //!
 //! Output is read from the engine as it comes, and kept by nobody on the way. An engine that goes away under a task, or a
-//! stream that breaks before the container's end, makes a broken [`Exit`], never a whole one.
+//! stream that breaks before the container's end, makes a broken [`Exit`](super::Exit), never a whole one.
 
 pub mod containers;
 pub mod create;
@@ -30,7 +30,7 @@ mod network;
 mod output;
 mod requests;
 
-pub use container::{Container, Exit, Launch, Lost};
+pub use container::{Container, Launch};
 pub use containers::{Containers, Standing};
 pub use credentials::Credentials;
 pub use engine::{Engine, EngineError};

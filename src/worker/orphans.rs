@@ -28,7 +28,9 @@ pub(super) async fn reap_dead(shared: &Shared) {
     }
     match look(shared, Which::Dead).await {
         Some(Ok(reaped)) if reaped.is_nothing() => {}
-        Some(Ok(Reaped { containers, networks })) => tracing::info!(containers, networks, "removed what dead instances left at the engine"),
+        Some(Ok(Reaped { containers, networks })) => {
+            tracing::info!(containers = containers.len(), networks, "removed what dead instances left at the engine")
+        }
         // That it is away is said elsewhere, once.
         Some(Err(EngineError::Unavailable { .. })) => {}
         Some(Err(error)) => tracing::warn!(error = %causes(&error), "cannot remove what dead instances left at the engine"),
@@ -43,7 +45,9 @@ pub(super) async fn leave_nothing(shared: &Shared) {
     }
     match look(shared, Which::Instance(&shared.instance.info.instance)).await {
         Some(Ok(reaped)) if reaped.is_nothing() => {}
-        Some(Ok(Reaped { containers, networks })) => tracing::info!(containers, networks, "removed what this worker had at the engine"),
+        Some(Ok(Reaped { containers, networks })) => {
+            tracing::info!(containers = containers.len(), networks, "removed what this worker had at the engine")
+        }
         failed => {
             let error = failed.and_then(Result::err).map_or_else(|| "it is slow".to_owned(), |error| causes(&error).to_string());
             tracing::warn!(error, "containers of this worker may be left at the engine; the next start of a worker removes them");

@@ -81,6 +81,11 @@ fn volumes(engine: &Engine) -> usize {
     engine.does("GET", "/volumes", &[200]).json()["Volumes"].as_array().map_or(0, Vec::len)
 }
 
+/// Containers and networks.
+fn count(reaped: Reaped) -> (usize, usize) {
+    (reaped.containers.len(), reaped.networks)
+}
+
 #[tokio::test]
 async fn what_the_dead_left_is_removed_and_the_living_keep_theirs() {
     let Some(engine) = Engine::private(&[]) else { return };
@@ -117,7 +122,7 @@ async fn what_the_dead_left_is_removed_and_the_living_keep_theirs() {
     dead.dies();
     buried.dies();
     std::fs::remove_dir(&buried.dir).unwrap();
-    assert_eq!(reap(&engine_of_ours, Which::Dead).await.unwrap(), Reaped { containers: 5, networks: 1 });
+    assert_eq!(count(reap(&engine_of_ours, Which::Dead).await.unwrap()), (5, 1));
     assert_eq!((dead.left(&engine), buried.left(&engine)), (vec![], vec![]));
     for id in &kept {
         assert_eq!(engine.inspect(id)["State"]["Running"], true, "the living, and those of whom nothing is known");
@@ -126,7 +131,7 @@ async fn what_the_dead_left_is_removed_and_the_living_keep_theirs() {
     assert_eq!(engine.inspect("stranger")["State"]["Status"], "created");
     assert_eq!(volumes(&engine), 2, "nameless volumes go with their containers");
     assert_eq!(reap(&engine_of_ours, Which::Dead).await.unwrap(), Reaped::default(), "and again: nothing");
-    assert_eq!(reap(&engine_of_ours, Which::Instance(living.owner.instance())).await.unwrap(), Reaped { containers: 1, networks: 1 });
+    assert_eq!(count(reap(&engine_of_ours, Which::Instance(living.owner.instance())).await.unwrap()), (1, 1));
     assert_eq!(living.left(&engine), Vec::<String>::new());
 }
 

@@ -23,7 +23,7 @@ mod usage;
 use super::create::Order;
 use super::{Containers, Engine, Refusal};
 use crate::execute::native::Held;
-use crate::supervisor::protocol::ExitReport;
+use crate::execute::{Exit, SupervisorLost};
 use crate::task::limits::Limits;
 use keeper::Keeper;
 
@@ -56,20 +56,6 @@ pub struct Launch {
     /// Likewise.
     pub stderr: OwnedFd,
 }
-
-/// How a container ended.
-#[derive(Debug)]
-pub struct Exit {
-    /// Status, and what was used.
-    pub report: ExitReport,
-    /// Why it cannot be taken for a whole run: the engine went away, or its output broke off.
-    pub broken: Option<String>,
-}
-
-/// Why the end of a container is not known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the supervisor process is gone; its tasks were killed")]
-pub struct Lost;
 
 /// What the keeper is told.
 #[derive(Debug, Clone, Copy)]
@@ -105,7 +91,7 @@ impl Container {
                 // An end that nobody waits for is one of a container that was given up.
                 let _ = match keeper.attend(running).await {
                     Ok(exit) => tell_ended.send(exit).is_ok(),
-                    Err(Lost) => false,
+                    Err(SupervisorLost) => false,
                 };
             }
             keeper.remove().await;
@@ -142,9 +128,9 @@ impl Container {
     ///
     /// # Errors
     /// When the supervisor is gone, and on every call after the first that returned.
-    pub async fn wait(&mut self) -> Result<Exit, Lost> {
-        let Some(ended) = &mut self.ended else { return Err(Lost) };
-        let exit = ended.await.map_err(|_| Lost);
+    pub async fn wait(&mut self) -> Result<Exit, SupervisorLost> {
+        let Some(ended) = &mut self.ended else { return Err(SupervisorLost) };
+        let exit = ended.await.map_err(|_| SupervisorLost);
         self.ended = None;
         exit
     }

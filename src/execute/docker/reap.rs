@@ -33,10 +33,10 @@ pub enum Which<'a> {
 }
 
 /// What was found and is gone, or going.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reaped {
-    /// Containers.
-    pub containers: usize,
+    /// Ids of containers.
+    pub containers: Vec<String>,
     /// Networks.
     pub networks: usize,
 }
@@ -44,8 +44,8 @@ pub struct Reaped {
 impl Reaped {
     /// There was nothing.
     #[must_use]
-    pub fn is_nothing(self) -> bool {
-        self == Self::default()
+    pub fn is_nothing(&self) -> bool {
+        *self == Self::default()
     }
 }
 
@@ -56,10 +56,9 @@ impl Reaped {
 pub async fn reap(engine: &Engine, which: Which<'_>) -> Result<Reaped, EngineError> {
     let here = Here::look();
     let containers = containers(engine, which, &here).await?;
-    let found = containers.len();
     let mut failed = None;
     // All of it owned: a future that borrows from its closure's argument cannot be sent to another thread.
-    let removals: Vec<_> = containers.into_iter().map(|id| remove_container(engine.clone(), id)).collect();
+    let removals: Vec<_> = containers.iter().map(|id| remove_container(engine.clone(), id.clone())).collect();
     let mut removals = futures_util::stream::iter(removals).buffer_unordered(AT_ONCE);
     while let Some(removed) = removals.next().await {
         failed = failed.or(removed.err());
@@ -74,7 +73,7 @@ pub async fn reap(engine: &Engine, which: Which<'_>) -> Result<Reaped, EngineErr
     }
     match failed {
         Some(error) => Err(error),
-        None => Ok(Reaped { containers: found, networks: networks.len() }),
+        None => Ok(Reaped { containers, networks: networks.len() }),
     }
 }
 

@@ -14,9 +14,10 @@ use super::super::requests::Ended;
 use super::super::{Containers, Engine, EngineError};
 use super::limits::own_limits;
 use super::usage::Meter;
-use super::{Command, Exit, Launch, Lost, until};
+use super::{Command, Launch, until};
 use crate::crash::{self, Point};
 use crate::execute::native::Held;
+use crate::execute::{Exit, SupervisorLost};
 use crate::retry::Delays;
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::limits::Usage;
@@ -168,7 +169,7 @@ impl Keeper {
     }
 
     /// Watches it to its end.
-    pub(super) async fn attend(&mut self, running: Running) -> Result<Exit, Lost> {
+    pub(super) async fn attend(&mut self, running: Running) -> Result<Exit, SupervisorLost> {
         let Running { id, frames, pipes, input } = running;
         let feeding = input.map(|(input, text)| Abort(tokio::spawn(output::feed(input, text))));
         let count = pipes.copied();
@@ -206,7 +207,7 @@ impl Keeper {
     }
 
     /// What it is told meanwhile, until the next that matters.
-    async fn serve(&mut self, id: &str, course: &mut Course) -> Result<(), Lost> {
+    async fn serve(&mut self, id: &str, course: &mut Course) -> Result<(), SupervisorLost> {
         let far = Instant::now() + Duration::from_secs(3600);
         let lease = self.lease.filter(|_| !self.within && !course.lease_expired).unwrap_or(far);
         let lost = async {
@@ -236,7 +237,7 @@ impl Keeper {
             }
             () = lost => {
                 self.kill(id);
-                return Err(Lost);
+                return Err(SupervisorLost);
             }
         }
         Ok(())
@@ -309,7 +310,12 @@ impl Keeper {
     }
 
     /// What the end amounts to.
-    async fn conclude(&mut self, course: Course, ended: Result<Option<Ended>, EngineError>, seen: Option<Usage>) -> Result<Exit, Lost> {
+    async fn conclude(
+        &mut self,
+        course: Course,
+        ended: Result<Option<Ended>, EngineError>,
+        seen: Option<Usage>,
+    ) -> Result<Exit, SupervisorLost> {
         let mut broken = None;
         if let Some(Err(error)) = &course.over {
             broken = Some(error.to_string());
@@ -335,7 +341,7 @@ impl Keeper {
         // 137 is what an engine makes of SIGKILL, which is how it ended where nobody knows better.
         let status = ExitStatus::Code(end.map_or(137, |end| end.code));
         let mut report = match self.held.take() {
-            Some(held) => held.release(status).await.map_err(|_| Lost)?,
+            Some(held) => held.release(status).await?,
             None => ExitReport { status, usage: Usage::default(), lease_expired: false, kill_us: 0 },
         };
         report.lease_expired |= course.lease_expired;

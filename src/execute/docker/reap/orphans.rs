@@ -5,13 +5,14 @@
 //! when nothing has come up for a while, or when an engine that does not answer has had its time. The next start of a worker
 //! does the rest.
 
+use std::collections::HashSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Which, reap};
+use super::{Reaped, Which, reap};
 use crate::execute::docker::{Engine, EngineError};
 use crate::execute::native::cgroup;
 use crate::supervisor::protocol::ContainerGuard;
@@ -60,18 +61,19 @@ async fn bury(args: &Args) -> bool {
     let mut engine = None;
     let mut quiet_since = None;
     let mut pause = LOOK.0;
-    let mut removed = 0;
+    // One that is being removed is seen again.
+    let mut seen = HashSet::new();
     while Instant::now() < end {
         match look(args, &mut engine).await {
-            Ok(0) => {
+            Ok(reaped) if reaped.is_nothing() => {
                 let since = *quiet_since.get_or_insert_with(Instant::now);
-                let enough = if removed >= args.held { QUIET } else { QUIET_UNLESS_ALL };
+                let enough = if seen.len() >= args.held { QUIET } else { QUIET_UNLESS_ALL };
                 if since.elapsed() >= enough {
                     return true;
                 }
             }
-            Ok(found) => {
-                removed += found;
+            Ok(reaped) => {
+                seen.extend(reaped.containers);
                 (quiet_since, pause) = (None, LOOK.0);
             }
             // What was found there is not known; what answers next may be another one.
@@ -83,13 +85,13 @@ async fn bury(args: &Args) -> bool {
     false
 }
 
-/// One look; how much there was.
-async fn look(args: &Args, engine: &mut Option<Engine>) -> Result<usize, EngineError> {
+/// One look; what there was.
+async fn look(args: &Args, engine: &mut Option<Engine>) -> Result<Reaped, EngineError> {
     let connected = match engine.take() {
         Some(connected) => connected,
         None => Engine::connect_to(&args.guard.host, Duration::from_millis(args.guard.request_timeout_ms)).await?,
     };
     let reaped = reap(&connected, Which::Instance(&args.instance)).await;
     *engine = Some(connected);
-    reaped.map(|reaped| reaped.containers + reaped.networks)
+    reaped
 }
