@@ -24,6 +24,7 @@ mod health;
 pub mod http;
 mod instance;
 mod orphans;
+mod precedence;
 mod progress;
 mod result;
 mod run;

@@ -398,19 +398,7 @@ async fn stream_config(bus: &Bus, name: &str) -> Result<Option<StreamConfig>, Bu
 }
 
 async fn consumer_config(bus: &Bus, name: &str) -> Result<Option<pull::Config>, BusError> {
-    let stream = bus.subjects().tasks_stream();
-    let what = || format!("consumer {name}");
-    let api = format!("$JS.API.CONSUMER.INFO.{stream}.{name}");
-    let reply = bus.inner.client.request(api, bytes::Bytes::new()).await.map_err(|e| super::store::request_error(&e, &what()))?;
-    let unreadable = |e: serde_json::Error| BusError::Unreadable { what: what(), text: e.to_string() };
-    match serde_json::from_slice::<jetstream::response::Response<serde_json::Value>>(&reply.payload).map_err(unreadable)? {
-        jetstream::response::Response::Ok(info) => {
-            let config = info.get("config").cloned().unwrap_or_default();
-            serde_json::from_value(config).map(Some).map_err(unreadable)
-        }
-        jetstream::response::Response::Err { error } => match error.error_code() {
-            jetstream::ErrorCode::CONSUMER_NOT_FOUND | jetstream::ErrorCode::STREAM_NOT_FOUND => Ok(None),
-            code => Err(BusError::Refused { what: what(), code: code.0, text: error.to_string() }),
-        },
-    }
+    let Some(info) = bus.consumer_info(name).await? else { return Ok(None) };
+    let config = info.get("config").cloned().unwrap_or_default();
+    serde_json::from_value(config).map(Some).map_err(|e| BusError::Unreadable { what: format!("consumer {name}"), text: e.to_string() })
 }

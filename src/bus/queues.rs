@@ -7,15 +7,16 @@
 use std::ops::RangeInclusive;
 
 use async_nats::Request;
+use async_nats::jetstream::ErrorCode;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::response::Response;
 use futures_util::StreamExt as _;
 use serde::{Deserialize, Serialize};
 
 use super::feed::Stamped;
-use super::{Bus, BusError, chain, read, store};
+use super::{Bus, BusError, Subjects, chain, read, store};
 use crate::task::chain::RunState;
-use crate::task::{EventKind, TaskId, Tenant, Time};
+use crate::task::{ClassName, EventKind, Priority, TaskId, Tenant, Time};
 
 /// Requests under way at one time while the start is read.
 const WINDOW: usize = 32;
@@ -81,8 +82,38 @@ impl Bus {
         while let Some(queue) = found.next().await {
             queues.extend(queue?);
         }
-        queues.sort_by_key(|queue| (queue.class.clone(), crate::task::Priority::ALL.iter().position(|p| p.as_str() == queue.priority)));
+        queues.sort_by_key(|queue| (queue.class.clone(), Priority::ALL.iter().position(|p| p.as_str() == queue.priority)));
         Ok(queues)
+    }
+
+    /// Messages of a class that were not handed out yet.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub async fn waiting(&self, class: &ClassName) -> Result<u64, BusError> {
+        let mut waiting = 0;
+        for priority in Priority::ALL {
+            let info = self.consumer_info(&Subjects::consumer(class, priority)).await?;
+            waiting += info.and_then(|info| info.get("num_pending")?.as_u64()).unwrap_or(0);
+        }
+        Ok(waiting)
+    }
+
+    /// What the server says of one consumer of the stream of tasks; none when it is not there.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub(super) async fn consumer_info(&self, name: &str) -> Result<Option<serde_json::Value>, BusError> {
+        let what = || format!("consumer {name}");
+        let api = format!("$JS.API.CONSUMER.INFO.{}.{name}", self.subjects().tasks_stream());
+        let reply = self.inner.client.request(api, bytes::Bytes::new()).await.map_err(|e| store::request_error(&e, &what()))?;
+        match serde_json::from_slice(&reply.payload).map_err(|e| BusError::Unreadable { what: what(), text: e.to_string() })? {
+            Response::Ok(info) => Ok(Some(info)),
+            Response::Err { error } => match error.error_code() {
+                ErrorCode::CONSUMER_NOT_FOUND | ErrorCode::STREAM_NOT_FOUND => Ok(None),
+                code => Err(BusError::Refused { what: what(), code: code.0, text: error.to_string() }),
+            },
+        }
     }
 
     async fn queue_of(&self, consumer: Consumer) -> Result<Option<Queue>, BusError> {

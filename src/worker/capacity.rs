@@ -70,6 +70,19 @@ struct State {
     promised: u32,
 }
 
+impl State {
+    /// How many tasks with `need` fit into slots, CPUs and memory, beside one that needs `kept`.
+    fn room(&self, need: Need, kept: Option<Need>) -> u32 {
+        let slots = self.free_slots.saturating_sub(u32::from(kept.is_some()));
+        let kept = kept.unwrap_or(Need { cpu_milli: 0, memory: 0, gpus: 0 });
+        let by = |free: u64, kept: u64, need: u64| {
+            free.saturating_sub(kept).checked_div(need).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX))
+        };
+        let by_cpu = by(self.free_cpu_milli, kept.cpu_milli, need.cpu_milli);
+        slots.min(by_cpu).min(by(self.free_memory, kept.memory, need.memory))
+    }
+}
+
 /// The account of what is free.
 #[derive(Debug)]
 pub struct Capacity {
@@ -168,15 +181,26 @@ impl Capacity {
         need.cpu_milli <= self.total.cpu_milli && need.memory <= self.total.memory && need.gpus <= self.total.gpus
     }
 
-    /// How many tasks of `class` with `need` would fit now.
+    /// How many tasks of `class` with `need` would fit now, with room left beside them for one that needs `kept`.
     #[must_use]
-    pub fn available(&self, class: &ClassName, need: Need) -> u32 {
+    pub fn available(&self, class: &ClassName, need: Need, kept: Option<Need>) -> u32 {
         let state = self.state();
-        let by = |free: u64, need: u64| free.checked_div(need).map_or(u32::MAX, |n| u32::try_from(n).unwrap_or(u32::MAX));
         let class_free = state.class_slots.get(class).copied().unwrap_or(0);
-        let fit = class_free.min(state.free_slots).min(by(state.free_cpu_milli, need.cpu_milli)).min(by(state.free_memory, need.memory));
+        let fit = class_free.min(state.room(need, kept));
         // Looking at devices is system calls.
-        if fit == 0 || need.gpus == 0 { fit } else { fit.min(self.free_gpus(&state) / need.gpus) }
+        if fit == 0 || need.gpus == 0 {
+            return fit;
+        }
+        let kept = kept.map_or(0, |kept| kept.gpus);
+        fit.min(self.free_gpus(&state).saturating_sub(kept) / need.gpus)
+    }
+
+    /// Whether a task of `class` with `need` would fit but for slots, CPUs and memory that other classes have: these come back.
+    #[must_use]
+    pub fn lacks_room(&self, class: &ClassName, need: Need) -> bool {
+        let state = self.state();
+        let class_free = state.class_slots.get(class).copied().unwrap_or(0);
+        class_free > 0 && state.room(need, None) == 0 && (need.gpus == 0 || self.free_gpus(&state) >= need.gpus)
     }
 
     /// Devices that nobody has, and nobody was promised.
@@ -342,6 +366,19 @@ mod tests {
         assert!(capacity.take(&class, Need::new(2.0, 1 << 30)).is_some(), "all of it came back");
     }
 
+    #[test]
+    fn room_is_kept_for_who_needs_more() {
+        let (capacity, class) = capacity();
+        let (small, large) = (Need::new(1.0, 1 << 20), Need::new(2.0, 1 << 20));
+        assert_eq!((capacity.available(&class, small, None), capacity.available(&class, small, Some(large))), (2, 0));
+        assert!(!capacity.lacks_room(&class, large), "there is room");
+        let first = capacity.take(&class, small).expect("free");
+        assert!(capacity.lacks_room(&class, large));
+        assert_eq!((capacity.available(&class, small, None), capacity.available(&class, small, Some(small))), (1, 0));
+        drop(first);
+        assert!(!capacity.lacks_room(&class, large), "it came back");
+    }
+
     /// A worker of a machine with two devices, whose locks are in `dir`.
     fn with_gpus(dir: &std::path::Path) -> Arc<Capacity> {
         let locks = dir.join("locks").display().to_string();
@@ -369,11 +406,12 @@ mod tests {
         let mut second = other.take(&class, gpus(1)).expect("a promise keeps nothing from other workers");
         assert!(first.resize(gpus(1)) && second.resize(gpus(1)));
         assert_eq!((ids(&first), ids(&second)), (vec!["a".to_owned()], vec!["b".to_owned()]));
-        assert_eq!((one.available(&class, gpus(1)), one.gpus_in_use()), (0, 1));
+        assert_eq!((one.available(&class, gpus(1), None), one.gpus_in_use()), (0, 1));
         assert!(one.take(&class, gpus(1)).is_none() && other.take(&class, gpus(1)).is_none(), "both are in use");
-        assert!(one.available(&class, gpus(0)) > 0, "who needs none is not kept from running");
+        assert!(!one.lacks_room(&class, gpus(1)), "no room that is kept would help");
+        assert!(one.available(&class, gpus(0), None) > 0, "who needs none is not kept from running");
         drop(second);
-        assert_eq!(one.available(&class, gpus(1)), 1, "given back by the other worker");
+        assert_eq!(one.available(&class, gpus(1), None), 1, "given back by the other worker");
         let mut third = one.take(&class, gpus(1)).expect("free");
         let mut winner = other.take(&class, gpus(1)).expect("free");
         assert!(winner.resize(gpus(1)) && !third.resize(gpus(1)), "the race was lost: it is given back unclaimed");
@@ -394,6 +432,6 @@ mod tests {
         assert_eq!(ids(&first), ["a", "b"]);
         assert!(!capacity.could_hold(gpus(3)));
         drop((first, second));
-        assert_eq!(capacity.available(&class, gpus(1)), 2, "all of it came back");
+        assert_eq!(capacity.available(&class, gpus(1), None), 2, "all of it came back");
     }
 }

@@ -9,6 +9,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::capacity::{Need, Permit};
+use super::precedence::Precedence;
 use super::schedule::{Ask, Others, Schedule};
 use super::{Shared, Stop, WorkerError, attempt};
 use crate::bus::delivery::Delivery;
@@ -43,8 +44,9 @@ struct Lane {
 pub struct Dispatcher {
     shared: Arc<Shared>,
     lanes: BTreeMap<ClassName, Lane>,
-    /// The classes in the order in which they may ask next.
+    /// The classes: first who asked longest ago.
     turns: VecDeque<ClassName>,
+    precedence: Precedence,
     attempts: JoinSet<()>,
     queues: JoinSet<Result<(), BusError>>,
     pulled: mpsc::Receiver<(QueueId, Pulled)>,
@@ -57,8 +59,8 @@ impl Dispatcher {
     pub fn new(shared: Arc<Shared>) -> Self {
         // A queue's task waits with what it pulled while this loop is behind; each has at most one batch under way.
         let (pulled_sender, pulled) = mpsc::channel(64);
-        let (lanes, turns) = (BTreeMap::new(), VecDeque::new());
-        Self { shared, lanes, turns, attempts: JoinSet::new(), queues: JoinSet::new(), pulled, pulled_sender }
+        let (lanes, turns, precedence) = (BTreeMap::new(), VecDeque::new(), Precedence::new(Arc::clone(&shared)));
+        Self { shared, lanes, turns, precedence, attempts: JoinSet::new(), queues: JoinSet::new(), pulled, pulled_sender }
     }
 
     /// Takes work in until the worker has to stop, and waits for what runs.
@@ -68,6 +70,7 @@ impl Dispatcher {
     pub async fn run(mut self) -> Result<(), WorkerError> {
         let mut engine = self.shared.containers.follow();
         self.open_queues().await?;
+        self.queues.spawn(self.precedence.looks());
         self.shared.pulls.begin();
         let mut stop = self.shared.stop.clone();
         let mut fit = self.shared.ground.follow();
@@ -88,6 +91,7 @@ impl Dispatcher {
                     }
                 }
                 () = shared.capacity.freed() => {}
+                () = self.precedence.changed() => {}
                 Ok(()) = fit.changed() => {}
                 Ok(()) = engine.changed() => {
                     shared.look_at_classes();
@@ -130,15 +134,32 @@ impl Dispatcher {
     }
 
     /// Spends free permits on requests, one a turn. The classes take turns: where there are fewer permits than queues, none waits
-    /// for ever behind the others.
+    /// for ever behind the others. Who cannot ask keeps its place.
     fn ask(&mut self) {
         let now = Instant::now();
-        let mut passed = 0;
-        while passed < self.turns.len() {
-            let Some(class) = self.turns.pop_front() else { break };
-            passed = if self.ask_one(&class, now) { 0 } else { passed + 1 };
-            self.turns.push_back(class);
+        let mut place = 0;
+        while let Some(class) = self.turns.get(place).cloned() {
+            if self.ask_one(&class, now) {
+                self.turns.remove(place);
+                self.turns.push_back(class);
+                place = 0;
+            } else {
+                place += 1;
+            }
         }
+        let first = self.first_without_room(None).map(|(class, _)| class.clone());
+        self.precedence.has_no_room(first);
+    }
+
+    /// The class that has to wait for room for its next request longest, before the turn of `until`.
+    fn first_without_room(&self, until: Option<&ClassName>) -> Option<(&ClassName, Need)> {
+        let (capacity, serving) = (&self.shared.capacity, &self.shared.serving);
+        let before = self.turns.iter().take_while(|class| Some(*class) != until);
+        let mut wanting = before.filter_map(|class| {
+            let lane = self.lanes.get(class).filter(|lane| lane.schedule.is_idle() && serving.serves(class))?;
+            Some((class, lane.default_need))
+        });
+        wanting.find(|(class, need)| capacity.lacks_room(class, *need))
     }
 
     /// One request of that class; false when there is nothing to ask, or nothing to ask with.
@@ -146,14 +167,18 @@ impl Dispatcher {
         if !self.shared.serving.serves(class) {
             return false;
         }
+        let first = self.first_without_room(Some(class));
+        let kept = first.map(|(_, need)| need);
+        let firmly = kept.filter(|_| first.is_some_and(|(class, _)| self.precedence.is_waited_for(class)));
         let (capacity, serving) = (&self.shared.capacity, &self.shared.serving);
         let mut others = Others::default();
         for (other, lane) in self.lanes.iter().filter(|(other, _)| *other != class && serving.serves(other)) {
-            others.flowing |= lane.schedule.is_flowing() && capacity.available(other, lane.default_need) > 0;
-            others.empty += lane.schedule.empty();
+            others.flowing |= lane.schedule.is_flowing() && capacity.available(other, lane.default_need, None) > 0;
+            others.unwaited += lane.schedule.unwaited();
         }
         let Some(lane) = self.lanes.get_mut(class) else { return false };
-        let free = capacity.available(class, lane.default_need);
+        let free = capacity.available(class, lane.default_need, firmly);
+        others.first = free > 0 && kept.is_some() && capacity.available(class, lane.default_need, kept) == 0;
         let Some(Ask { queue, batch, wait }) = lane.schedule.next(free, now, others) else { return false };
         let take = || capacity.take(class, lane.default_need);
         lane.promised[queue] = std::iter::from_fn(take).take(batch as usize).collect();

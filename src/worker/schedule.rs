@@ -6,8 +6,8 @@
 //! round with all the permits that are left. Where there are fewer permits than queues, the waiting requests are short
 //! and take turns. While one queue has messages, the others are believed to be empty for [`RECHECK`] after each look.
 //!
-//! The classes of a worker spend the same permits ([`Others`]): while one of them finds messages, the others only look, and
-//! what waits at all their queues together decides whether it waits shortly.
+//! The classes of a worker spend the same permits ([`Others`]): while one of them finds messages, or comes first and has no room,
+//! the others only look, and the queues of all of them that nobody waits at decide together whether it waits shortly.
 
 use std::time::Duration;
 
@@ -53,8 +53,10 @@ pub struct Schedule {
 pub struct Others {
     /// One of them finds messages, and has permits to take them with.
     pub flowing: bool,
-    /// Their queues that had nothing, and are not waited at.
-    pub empty: usize,
+    /// Their queues that nobody waits at.
+    pub unwaited: usize,
+    /// One of them comes first, and what this class would wait with is what it has no room without.
+    pub first: bool,
 }
 
 /// What to ask.
@@ -94,12 +96,12 @@ impl Schedule {
             // A lower queue's turn is for one message: high is asked again right after.
             return Some(Ask { queue, batch: if is_turn { 1 } else { free.min(BATCH) }, wait: None });
         }
-        if others.flowing {
+        if others.flowing || others.first {
             return None;
         }
         let is_empty = |q: &usize| matches!(self.states[*q], State::Empty(_));
         let queue = (0..self.states.len()).filter(is_empty).min_by_key(|q| (self.waited[*q], *q))?;
-        let more_than_permits = self.empty() + others.empty > free as usize;
+        let more_than_permits = self.unwaited() + others.unwaited > free as usize;
         self.states[queue] = State::Waiting;
         self.clock += 1;
         self.waited[queue] = self.clock;
@@ -112,10 +114,16 @@ impl Schedule {
         self.filled.contains(&true)
     }
 
-    /// Queues that had nothing, and are not waited at.
+    /// Queues that nobody waits at.
     #[must_use]
-    pub fn empty(&self) -> usize {
-        self.states.iter().filter(|s| matches!(s, State::Empty(_))).count()
+    pub fn unwaited(&self) -> usize {
+        self.states.iter().filter(|s| matches!(s, State::Unknown | State::Empty(_))).count()
+    }
+
+    /// Whether there is nothing under way.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.unwaited() == self.states.len()
     }
 
     fn first_unknown(&self) -> usize {
@@ -237,7 +245,7 @@ mod tests {
 
     #[test]
     fn while_another_class_finds_messages_no_permit_waits_at_empty_queues() {
-        let (now, flowing) = (Instant::now(), Others { flowing: true, empty: 0 });
+        let (now, flowing) = (Instant::now(), Others { flowing: true, ..Others::default() });
         let mut schedule = empty(now);
         assert_eq!(schedule.next(1, now, flowing), None, "just looked at");
         let later = now + RECHECK;
@@ -250,8 +258,22 @@ mod tests {
     #[test]
     fn queues_of_other_classes_make_waits_short() {
         let now = Instant::now();
-        assert_eq!(empty(now).next(4, now, Others { flowing: false, empty: 1 }).and_then(|ask| ask.wait), Some(WAIT));
-        assert_eq!(empty(now).next(4, now, Others { flowing: false, empty: 6 }).and_then(|ask| ask.wait), Some(SHORT_WAIT));
+        assert_eq!(empty(now).next(4, now, Others { unwaited: 1, ..Others::default() }).and_then(|ask| ask.wait), Some(WAIT));
+        assert_eq!(empty(now).next(4, now, Others { unwaited: 6, ..Others::default() }).and_then(|ask| ask.wait), Some(SHORT_WAIT));
+    }
+
+    #[test]
+    fn who_is_not_first_looks_and_does_not_wait() {
+        let (now, behind) = (Instant::now(), Others { first: true, ..Others::default() });
+        let mut schedule = Schedule::new(3);
+        for queue in [HIGH, NORMAL, LOW] {
+            assert!(schedule.is_idle());
+            assert_eq!(schedule.next(1, now, behind), Some(Ask { queue, batch: 1, wait: None }));
+            assert!(!schedule.is_idle());
+            schedule.ended(queue, 1, now);
+        }
+        assert_eq!(schedule.next(1, now, behind), None);
+        assert!(schedule.next(1, now, Others::default()).is_some_and(|ask| ask.wait.is_some()));
     }
 
     #[test]

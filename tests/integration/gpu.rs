@@ -228,7 +228,6 @@ async fn a_device_is_free_after_the_death_of_its_worker_but_not_before_that_of_i
 }
 
 #[tokio::test]
-#[ignore = "open: with an engine and one GPU the next worker does not always come to ask the queue that the task is in"]
 async fn a_device_is_free_after_the_death_of_its_worker_but_not_before_that_of_its_container() {
     let Some(rig) = Rig::with_engine(1, &[("LEASE__ACK_WAIT_S", "2")]).await else { return };
     worker_dies(rig, &Job::container_script(STUBBORN)).await;

@@ -86,3 +86,34 @@ async fn a_container_is_run_from_the_command_line() {
     assert_eq!(listed["class"], "cpu_long", "where containers go unless told otherwise: {listed}");
     fleet.finish().await;
 }
+
+/// Small tasks in a flood; far more of them than one second of looking takes.
+const FLOOD: usize = 200;
+
+#[tokio::test]
+async fn who_takes_more_is_not_kept_out_for_ever_by_a_flood_of_who_takes_less() {
+    let settings = [("CLASSES__LARGE__CPUS", "4"), ("CAPACITY__CPUS", "4"), ("CAPACITY__SLOTS", "8")];
+    let Some(fleet) = Fleet::start(&settings).await else { return };
+    fleet.worker(&settings);
+    // All four of them never end at the same time.
+    let small = |n: usize| Job::argv(["sleep".to_owned(), format!("0.{}", 17 + 2 * (n % 5))]);
+    let mut flood = std::collections::VecDeque::new();
+    for n in 0..12 {
+        flood.push_back(fleet.submit(&small(n)).await);
+    }
+    let mut large = Job::argv(["true"]);
+    "large".clone_into(&mut large.class);
+    let large = fleet.submit(&large).await;
+    let mut after = 0;
+    while !fleet.chain(&large).iter().any(|link| link.event.event.is_terminal()) {
+        after += 1;
+        assert!(after < FLOOD, "it did not run beside {after} small ones");
+        fleet.end(&flood.pop_front().expect("there are always twelve")).await;
+        flood.push_back(fleet.submit(&small(after)).await);
+    }
+    assert_eq!(fleet.end(&large).await.reason, Some(Reason::Ok));
+    for small in flood {
+        assert_eq!(fleet.end(&small).await.reason, Some(Reason::Ok));
+    }
+    fleet.finish().await;
+}
