@@ -86,17 +86,19 @@ impl Bus {
         Ok(queues)
     }
 
-    /// Messages of a class that were not handed out yet.
+    /// Messages of a class: how many were not handed out yet, and how many were and are not acknowledged.
     ///
     /// # Errors
     /// When the server does not answer.
-    pub async fn waiting(&self, class: &ClassName) -> Result<u64, BusError> {
-        let mut waiting = 0;
+    pub async fn waiting(&self, class: &ClassName) -> Result<(u64, u64), BusError> {
+        let (mut waiting, mut in_flight) = (0, 0);
         for priority in Priority::ALL {
-            let info = self.consumer_info(&Subjects::consumer(class, priority)).await?;
-            waiting += info.and_then(|info| info.get("num_pending")?.as_u64()).unwrap_or(0);
+            let info = self.consumer_info(&Subjects::consumer(class, priority)).await?.unwrap_or_default();
+            let count = |key: &str| info.get(key).and_then(serde_json::Value::as_u64).unwrap_or(0);
+            waiting += count("num_pending");
+            in_flight += count("num_ack_pending");
         }
-        Ok(waiting)
+        Ok((waiting, in_flight))
     }
 
     /// What the server says of one consumer of the stream of tasks; none when it is not there.

@@ -46,6 +46,12 @@ impl Need {
         Self { gpus: class.gpus, ..Self::new(class.cpus, class.memory.bytes()) }
     }
 
+    /// Whether it may fit where `other` does not.
+    #[must_use]
+    pub fn is_less_than(&self, other: Self) -> bool {
+        self.cpu_milli < other.cpu_milli || self.memory < other.memory
+    }
+
     /// From CPUs and bytes.
     #[must_use]
     #[expect(

@@ -36,6 +36,8 @@ struct Lane {
     schedule: Schedule,
     default_need: Need,
     asks: Vec<Asks>,
+    /// Requests of a turn that takes several.
+    looks: usize,
     /// Permits promised to the open request of each queue.
     promised: Vec<Vec<Permit>>,
 }
@@ -85,11 +87,11 @@ impl Dispatcher {
                 () = shared.supervisor.supervisor_lost() => return self.supervisor_lost().await,
                 Some((id, pulled)) = self.pulled.recv() => self.on_pulled(id, pulled),
                 Some(ended) = self.attempts.join_next(), if !self.attempts.is_empty() => note_panic(ended),
-                Some(queue) = self.queues.join_next() => {
-                    if let Ok(Err(error)) = queue {
-                        return Err(error.into());
-                    }
-                }
+                Some(queue) = self.queues.join_next() => match queue {
+                    Ok(ended) => ended?,
+                    // A worker that is deaf at one of its queues is worse than none.
+                    Err(defect) => if let Ok(panic) = defect.try_into_panic() { std::panic::resume_unwind(panic) },
+                },
                 () = shared.capacity.freed() => {}
                 () = self.precedence.changed() => {}
                 Ok(()) = fit.changed() => {}
@@ -126,6 +128,7 @@ impl Dispatcher {
                 default_need: Need::of_class(settings),
                 promised: asks.iter().map(|_| Vec::new()).collect(),
                 asks,
+                looks: 0,
             };
             self.turns.push_back(class.clone());
             self.lanes.insert(class.clone(), lane);
@@ -140,8 +143,7 @@ impl Dispatcher {
         let mut place = 0;
         while let Some(class) = self.turns.get(place).cloned() {
             if self.ask_one(&class, now) {
-                self.turns.remove(place);
-                self.turns.push_back(class);
+                self.had_request(&class);
                 place = 0;
             } else {
                 place += 1;
@@ -151,15 +153,37 @@ impl Dispatcher {
         self.precedence.has_no_room(first);
     }
 
-    /// The class that has to wait for room for its next request longest, before the turn of `until`.
+    /// A turn is one request. That of a class which room was kept for ends only with a message, or when all of its queues were
+    /// looked at: they do not all have what waits, and room was dear.
+    fn had_request(&mut self, class: &ClassName) {
+        let waited_for = self.precedence.is_waited_for(class);
+        let Some(lane) = self.lanes.get_mut(class) else { return };
+        lane.looks += 1;
+        if !waited_for || lane.looks >= lane.asks.len() {
+            self.end_turn(class);
+        }
+    }
+
+    fn end_turn(&mut self, class: &ClassName) {
+        if let Some(lane) = self.lanes.get_mut(class) {
+            lane.looks = 0;
+        }
+        self.turns.retain(|other| other != class);
+        self.turns.push_back(class.clone());
+    }
+
+    /// The class that has to wait for room for its next request longest, before the turn of `until`, and that would not have to if
+    /// others with less need left it some.
     fn first_without_room(&self, until: Option<&ClassName>) -> Option<(&ClassName, Need)> {
         let (capacity, serving) = (&self.shared.capacity, &self.shared.serving);
-        let before = self.turns.iter().take_while(|class| Some(*class) != until);
+        let served = |class: &&ClassName| serving.serves(class);
+        let before = self.turns.iter().take_while(|class| Some(*class) != until).filter(served);
         let mut wanting = before.filter_map(|class| {
-            let lane = self.lanes.get(class).filter(|lane| lane.schedule.is_idle() && serving.serves(class))?;
+            let lane = self.lanes.get(class).filter(|lane| lane.schedule.is_idle())?;
             Some((class, lane.default_need))
         });
-        wanting.find(|(class, need)| capacity.lacks_room(class, *need))
+        let less = |need: Need| self.lanes.iter().any(|(class, lane)| serving.serves(class) && lane.default_need.is_less_than(need));
+        wanting.find(|(class, need)| less(*need) && capacity.lacks_room(class, *need))
     }
 
     /// One request of that class; false when there is nothing to ask, or nothing to ask with.
@@ -167,21 +191,28 @@ impl Dispatcher {
         if !self.shared.serving.serves(class) {
             return false;
         }
+        let waited_for = self.precedence.is_waited_for(class);
         let first = self.first_without_room(Some(class));
-        let kept = first.map(|(_, need)| need);
-        let firmly = kept.filter(|_| first.is_some_and(|(class, _)| self.precedence.is_waited_for(class)));
+        let kept = first.filter(|(class, _)| self.precedence.is_waited_for(class)).map(|(_, need)| need);
         let (capacity, serving) = (&self.shared.capacity, &self.shared.serving);
         let mut others = Others::default();
         for (other, lane) in self.lanes.iter().filter(|(other, _)| *other != class && serving.serves(other)) {
-            others.flowing |= lane.schedule.is_flowing() && capacity.available(other, lane.default_need, None) > 0;
+            others.flowing |= !waited_for && lane.schedule.is_flowing() && capacity.available(other, lane.default_need, None) > 0;
             others.unwaited += lane.schedule.unwaited();
         }
         let Some(lane) = self.lanes.get_mut(class) else { return false };
-        let free = capacity.available(class, lane.default_need, firmly);
-        others.first = free > 0 && kept.is_some() && capacity.available(class, lane.default_need, kept) == 0;
+        let free = capacity.available(class, lane.default_need, kept);
+        if waited_for && lane.looks == 0 && free > 0 {
+            lane.schedule.look_again();
+        }
         let Some(Ask { queue, batch, wait }) = lane.schedule.next(free, now, others) else { return false };
-        let take = || capacity.take(class, lane.default_need);
-        lane.promised[queue] = std::iter::from_fn(take).take(batch as usize).collect();
+        let promised: Vec<Permit> = std::iter::from_fn(|| capacity.take(class, lane.default_need)).take(batch as usize).collect();
+        let Some(batch) = u32::try_from(promised.len()).ok().filter(|promised| *promised > 0) else {
+            // Another worker has the device by now.
+            lane.schedule.ended(queue, batch, now);
+            return false;
+        };
+        lane.promised[queue] = promised;
         if lane.asks[queue].try_send((batch, wait)).is_err() {
             tracing::error!(%class, queue, "a queue was asked while it was still answering");
         }
@@ -199,6 +230,9 @@ impl Dispatcher {
                     _ if !self.shared.ground.is_fit() => self.give_back(*delivery, self.shared.shed_delay()),
                     Some(permit) => {
                         self.attempts.spawn(attempt::attempt(Arc::clone(&self.shared), *delivery, permit));
+                        if lane.looks > 0 {
+                            self.end_turn(&id.class);
+                        }
                     }
                     // It came after its request had been given up for lost.
                     None => self.give_back(*delivery, Duration::ZERO),

@@ -1,9 +1,12 @@
 //! Which class comes first where there is too little room for it.
 //!
 //! Classes take turns, but what becomes free in small parts never becomes free for one whose tasks take more: others would
-//! have it at once. So the class whose turn it is, and that has no room, is kept a place: nobody begins to wait at an empty
-//! queue with what it needs. While messages really wait for it, nobody takes work with that, either; to know so costs requests,
-//! which are made once a second, and only then. What runs already is left alone.
+//! have it at once. So for the class whose turn it is, and that has no room, room is kept while messages wait for it: nobody else
+//! asks for work with what it needs. What runs already is left alone. To know of messages costs requests, which are made
+//! only while there is such a class, and more seldom the longer there is nothing.
+//!
+//! A message that was handed out before and waits to be handed out again looks like one that runs somewhere. While there are
+//! such, room is kept now and then for a while.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +18,10 @@ use crate::bus::BusError;
 use crate::task::ClassName;
 use crate::telemetry::causes;
 
-/// Time between two looks at the queues of a class that has no room.
-const LOOK: Duration = Duration::from_secs(1);
+/// Time between two looks at the queues of a class that has no room, while messages wait there and at most.
+const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(8));
+/// Looks of which the first few count as if messages waited, where some are handed out and may come again.
+const DOUBT: (u32, u32) = (3, 12);
 
 /// Who comes first.
 pub(super) struct Precedence {
@@ -60,14 +65,21 @@ impl Precedence {
     pub(super) fn looks(&self) -> impl Future<Output = Result<(), BusError>> + use<> {
         let (shared, mut first, waited_for) = (Arc::clone(&self.shared), self.first.subscribe(), self.waited_for.clone());
         async move {
+            let (mut pause, mut doubts) = (LOOK.0, 0);
             // The other end is there as long as the worker takes work in.
             while first.wait_for(Option::is_some).await.is_ok() {
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(pause).await;
                 let class = first.borrow().clone();
-                let found = match class {
-                    Some(class) => is_waited_for(&shared, &class).await.then_some(class),
-                    None => None,
+                let found = match look(&shared, class.as_ref()).await {
+                    Found::Waiting => true,
+                    Found::HandedOut => {
+                        doubts = (doubts + 1) % DOUBT.1;
+                        doubts < DOUBT.0
+                    }
+                    Found::Nothing => false,
                 };
+                pause = if found { LOOK.0 } else { (pause * 2).min(LOOK.1) };
+                let found = class.filter(|_| found);
                 waited_for.send_if_modified(|before| {
                     let other = *before != found;
                     *before = found;
@@ -79,12 +91,26 @@ impl Precedence {
     }
 }
 
-async fn is_waited_for(shared: &Shared, class: &ClassName) -> bool {
+/// What is known of a class's messages.
+enum Found {
+    /// Some can be had.
+    Waiting,
+    /// Some run, or can be had.
+    HandedOut,
+    /// There are none.
+    Nothing,
+}
+
+async fn look(shared: &Shared, class: Option<&ClassName>) -> Found {
+    // It has had its turn.
+    let Some(class) = class else { return Found::Nothing };
     match shared.bus.waiting(class).await {
-        Ok(waiting) => waiting > 0,
+        Ok((1.., _)) => Found::Waiting,
+        Ok((0, 1..)) => Found::HandedOut,
+        Ok((0, 0)) => Found::Nothing,
         Err(error) => {
             tracing::debug!(%class, error = %causes(&error), "cannot see what waits for a class");
-            false
+            Found::Nothing
         }
     }
 }

@@ -6,8 +6,8 @@
 //! round with all the permits that are left. Where there are fewer permits than queues, the waiting requests are short
 //! and take turns. While one queue has messages, the others are believed to be empty for [`RECHECK`] after each look.
 //!
-//! The classes of a worker spend the same permits ([`Others`]): while one of them finds messages, or comes first and has no room,
-//! the others only look, and the queues of all of them that nobody waits at decide together whether it waits shortly.
+//! The classes of a worker spend the same permits ([`Others`]): while one of them finds messages, the others only look, and the
+//! queues of all of them that nobody waits at decide together whether it waits shortly.
 
 use std::time::Duration;
 
@@ -55,8 +55,6 @@ pub struct Others {
     pub flowing: bool,
     /// Their queues that nobody waits at.
     pub unwaited: usize,
-    /// One of them comes first, and what this class would wait with is what it has no room without.
-    pub first: bool,
 }
 
 /// What to ask.
@@ -96,7 +94,7 @@ impl Schedule {
             // A lower queue's turn is for one message: high is asked again right after.
             return Some(Ask { queue, batch: if is_turn { 1 } else { free.min(BATCH) }, wait: None });
         }
-        if others.flowing || others.first {
+        if others.flowing {
             return None;
         }
         let is_empty = |q: &usize| matches!(self.states[*q], State::Empty(_));
@@ -118,6 +116,13 @@ impl Schedule {
     #[must_use]
     pub fn unwaited(&self) -> usize {
         self.states.iter().filter(|s| matches!(s, State::Unknown | State::Empty(_))).count()
+    }
+
+    /// What had nothing may have something by now.
+    pub fn look_again(&mut self) {
+        for state in self.states.iter_mut().filter(|state| matches!(state, State::Empty(_))) {
+            *state = State::Unknown;
+        }
     }
 
     /// Whether there is nothing under way.
@@ -263,16 +268,16 @@ mod tests {
     }
 
     #[test]
-    fn who_is_not_first_looks_and_does_not_wait() {
-        let (now, behind) = (Instant::now(), Others { first: true, ..Others::default() });
-        let mut schedule = Schedule::new(3);
+    fn queues_that_were_empty_are_looked_at_again_when_asked_for() {
+        let now = Instant::now();
+        let mut schedule = empty(now);
+        schedule.look_again();
         for queue in [HIGH, NORMAL, LOW] {
             assert!(schedule.is_idle());
-            assert_eq!(schedule.next(1, now, behind), Some(Ask { queue, batch: 1, wait: None }));
+            assert_eq!(schedule.next(1, now, Others::default()), Some(Ask { queue, batch: 1, wait: None }));
             assert!(!schedule.is_idle());
             schedule.ended(queue, 1, now);
         }
-        assert_eq!(schedule.next(1, now, behind), None);
         assert!(schedule.next(1, now, Others::default()).is_some_and(|ask| ask.wait.is_some()));
     }
 

@@ -6,6 +6,7 @@ use serde_json::Value;
 use windlass::task::Reason;
 
 use crate::harness::docker::{Engine, IMAGE};
+use crate::harness::job::Gate;
 use crate::harness::{Fleet, Job, PATIENCE, Server};
 
 fn long(mut job: Job) -> Job {
@@ -115,5 +116,24 @@ async fn who_takes_more_is_not_kept_out_for_ever_by_a_flood_of_who_takes_less() 
     for small in flood {
         assert_eq!(fleet.end(&small).await.reason, Some(Reason::Ok));
     }
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn who_has_no_room_keeps_nobody_from_what_is_free() {
+    let settings = [("CLASSES__LARGE__CPUS", "4"), ("CAPACITY__CPUS", "4"), ("CAPACITY__SLOTS", "8")];
+    let Some(fleet) = Fleet::start(&settings).await else { return };
+    fleet.worker(&settings);
+    let gate = Gate::new(&fleet.dir, "long");
+    let long = fleet.submit(&Job::bash(gate.wait())).await;
+    fleet.running(&long).await;
+    // Far longer than any request waits at a queue.
+    for _ in 0..6 {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let small = fleet.submit(&Job::argv(["true"])).await;
+        assert_eq!(fleet.end(&small).await.reason, Some(Reason::Ok));
+    }
+    gate.open();
+    assert_eq!(fleet.end(&long).await.reason, Some(Reason::Ok));
     fleet.finish().await;
 }
