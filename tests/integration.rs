@@ -35,6 +35,8 @@ mod crash_points;
 mod credentials;
 #[path = "integration/disk.rs"]
 mod disk;
+#[path = "integration/docker_elsewhere.rs"]
+mod docker_elsewhere;
 #[path = "integration/docker_engine.rs"]
 mod docker_engine;
 #[path = "integration/docker_faults.rs"]

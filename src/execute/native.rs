@@ -28,7 +28,7 @@ mod link;
 pub mod sandbox;
 mod verdict;
 
-pub use held::{Held, Holding};
+pub use held::{Held, Holding, Inside};
 pub use verdict::{explain_refusal, reason_of_exit};
 
 use link::{Answers, Begun, Link};

@@ -49,15 +49,22 @@ impl Engine {
     pub fn shared() -> Option<Arc<Self>> {
         static SHARED: OnceLock<Result<Arc<Engine>, String>> = OnceLock::new();
         // Each test that goes without says so.
-        SHARED.get_or_init(|| Self::launch(&[])).clone().map_err(|why| skip(&why)).ok()
+        SHARED.get_or_init(|| Self::launch(&[], false)).clone().map_err(|why| skip(&why)).ok()
+    }
+
+    /// Another one of the run, whose containers come into other cgroups than a worker means: it sees those of the machine as an
+    /// engine in a container does.
+    pub fn elsewhere() -> Option<Arc<Self>> {
+        static ELSEWHERE: OnceLock<Result<Arc<Engine>, String>> = OnceLock::new();
+        ELSEWHERE.get_or_init(|| Self::launch(&[], true)).clone().map_err(|why| skip(&why)).ok()
     }
 
     /// An engine of the test's own, with more arguments: for who stops, kills or fills it.
     pub fn private(arguments: &[&str]) -> Option<Arc<Self>> {
-        Self::launch(arguments).map_err(|why| skip(&why)).ok()
+        Self::launch(arguments, false).map_err(|why| skip(&why)).ok()
     }
 
-    fn launch(arguments: &[&str]) -> Result<Arc<Self>, String> {
+    fn launch(arguments: &[&str], elsewhere: bool) -> Result<Arc<Self>, String> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         if !rustix::process::geteuid().is_root() {
             return Err("an engine of the tests' own needs root".into());
@@ -71,8 +78,8 @@ impl Engine {
         let dir = watchdog().dir().join(&name);
         std::fs::create_dir(&dir).expect("the engine's directory");
         watchdog().expect_engines();
-        let ground = Ground::new(&dir)?;
         let cgroup = leftovers::cgroup_place(&format!("windlass-test-w{}-{name}", std::process::id()));
+        let ground = Ground::new(&dir, elsewhere.then_some(cgroup.as_str()))?;
         let more = arguments.iter().map(|a| (*a).to_owned()).collect();
         let engine = Self { dir, ground, cgroup, more, daemon: Mutex::default() };
         engine.start()?;
@@ -193,6 +200,11 @@ impl Engine {
     /// Its processes: dockerd, containerd, shims, proxies of ports. Not those in containers.
     pub fn processes(&self) -> Vec<(u32, String)> {
         leftovers::processes(&format!("{ENGINE}={}\0", self.mark()))
+    }
+
+    /// Processes in its containers, but for those that are below other cgroups than its own.
+    pub fn contained(&self) -> Vec<(u32, String)> {
+        leftovers::in_cgroups(&self.cgroup)
     }
 
     /// Where its cgroups are, in each hierarchy.

@@ -232,7 +232,11 @@ impl Fleet {
 
     /// Processes that belong to one task.
     pub fn processes_of(&self, task_id: &str) -> Vec<(u32, String)> {
-        let own = self.processes();
+        let mut own = self.processes();
+        // An engine that puts containers elsewhere shares its cgroups with other fleets.
+        own.extend(self.engine.as_ref().map(|engine| engine.contained()).unwrap_or_default());
+        own.sort();
+        own.dedup();
         let marked: Vec<_> = leftovers::processes(&format!("WINDLASS_TASK_ID={task_id}\0"));
         own.into_iter().filter(|p| marked.contains(p)).collect()
     }

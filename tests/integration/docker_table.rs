@@ -1,4 +1,5 @@
-//! One contract, two runtimes: the same cases as native processes and as containers, with the same assertions of events, outcome,
+//! One contract, two runtimes: the same cases as native processes and as containers, those that its engine makes below the worker's
+//! cgroups and those that it makes elsewhere, with the same assertions of events, outcome,
 //! reason, manifest, usage and what is left. What differs by nature is asked of [`Home`], and there is little of it.
 
 use std::sync::Arc;
@@ -7,7 +8,7 @@ use windlass::task::log_chunk::LogStream;
 use windlass::task::{Event, EventKind, Reason};
 
 use crate::harness::worker::Worker;
-use crate::harness::{Fleet, Job, Task};
+use crate::harness::{Engine, Fleet, Job, Server, Task};
 
 #[path = "docker_table/ends.rs"]
 mod ends;
@@ -21,6 +22,8 @@ mod life;
 enum Home {
     Native,
     Docker,
+    /// With an engine whose containers are not below the worker's cgroups: it alone limits, kills and removes them.
+    Elsewhere,
 }
 
 /// A fleet whose tasks run there.
@@ -37,7 +40,13 @@ impl std::ops::Deref for World {
 }
 
 macro_rules! table {
-    ($($module:ident::$case:ident,)*) => {
+    ($($module:ident::$case:ident,)*; elsewhere: $($other:ident::$again:ident,)*) => {
+        mod elsewhere {
+            $(#[tokio::test]
+            async fn $again() {
+                super::$other::$again(super::Home::Elsewhere).await;
+            })*
+        }
         mod native {
             $(#[tokio::test]
             async fn $case() {
@@ -80,6 +89,26 @@ table! {
     life::released,
     life::aborted,
     life::worker_killed,
+    ;
+    elsewhere:
+    ends::success,
+    ends::exit_codes,
+    ends::no_such_program,
+    ends::timeout_with_grace,
+    ends::timeout_without_grace,
+    ends::out_of_memory,
+    ends::child_out_of_memory,
+    ends::too_many_processes,
+    gives::flood,
+    gives::result,
+    gives::standard_input,
+    life::canceled_while_it_runs,
+    life::retry,
+    life::deadline,
+    life::drained,
+    life::released,
+    life::aborted,
+    life::worker_killed,
 }
 
 impl World {
@@ -88,6 +117,7 @@ impl World {
         let fleet = match home {
             Home::Native => Fleet::start(settings).await?,
             Home::Docker => Fleet::docker(settings).await?,
+            Home::Elsewhere => Fleet::with_engine(Server::shared()?, Engine::elsewhere()?, settings).await,
         };
         Some(Self { fleet, home })
     }
@@ -103,7 +133,7 @@ impl World {
     fn script(&self, text: impl Into<String>) -> Job {
         match self.home {
             Home::Native => Job::bash(text),
-            Home::Docker => Job::container_script(text.into()).sees(&self.dir),
+            Home::Docker | Home::Elsewhere => Job::container_script(text.into()).sees(&self.dir),
         }
     }
 
@@ -111,7 +141,7 @@ impl World {
     fn argv(&self, argv: &[&str]) -> Job {
         match self.home {
             Home::Native => Job::argv(argv),
-            Home::Docker => Job::container(argv),
+            Home::Docker | Home::Elsewhere => Job::container(argv),
         }
     }
 
@@ -131,7 +161,7 @@ impl World {
         assert!(limits.enforced, "{limits:?}");
         assert!(run.started_at.unwrap() <= run.finished_at.unwrap() && run.duration_ms.is_some() && run.prepare_ms.is_some(), "{run:?}");
         let of_container = [run.image.is_some(), run.image_digest.is_some(), run.container_id.is_some(), run.sandbox.is_none()];
-        assert_eq!(of_container, [self.home == Home::Docker; 4], "{run:?}");
+        assert_eq!(of_container, [self.home != Home::Native; 4], "{run:?}");
         let usage = end.usage.as_ref().expect("what it used");
         assert!(usage.memory_peak_bytes > 0 && usage.memory_peak_bytes <= limits.memory_bytes, "{usage:?} of {limits:?}");
         assert!(usage.cpu_user_us + usage.cpu_system_us > 0, "{usage:?}");

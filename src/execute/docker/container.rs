@@ -9,6 +9,7 @@
 //! Names are chosen here, so that this is possible even where the engine's answer never came.
 
 use std::os::fd::OwnedFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 mod keeper;
 mod limits;
+mod own;
 mod usage;
 
 use super::create::Order;
@@ -26,6 +28,8 @@ use crate::execute::native::Held;
 use crate::execute::{Exit, SupervisorLost};
 use crate::task::limits::Limits;
 use keeper::Keeper;
+pub(super) use limits::own_limits;
+pub(super) use own::Own;
 
 /// Longest wait for a container to be removed before its end is told; the keeper goes on after that.
 const GONE: Duration = Duration::from_secs(5);
@@ -47,6 +51,8 @@ pub struct Launch {
     pub held: Held,
     /// The cgroup is to be around the container's own; else the engine's own limits have to do.
     pub within: bool,
+    /// Where cgroups are mounted, to find the container's own where it is not within.
+    pub cgroups: PathBuf,
     /// It is killed when it is not renewed within this time.
     pub lease: Option<Duration>,
     /// Its standard input.

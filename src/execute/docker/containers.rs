@@ -1,5 +1,6 @@
 //! The worker's way to its engine: it connects when it is needed, and knows whether the engine answers.
 
+use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -7,6 +8,7 @@ use tokio::sync::{Mutex, Notify, watch};
 
 use super::{Engine, EngineError, Images};
 use crate::config;
+use crate::execute::native::cgroup::Habit;
 use crate::telemetry::causes;
 
 /// Time between two looks at an engine.
@@ -39,6 +41,8 @@ pub struct Containers {
     outside: AtomicBool,
     /// That they do was seen.
     inside: AtomicBool,
+    /// Where it puts them instead, as far as that was seen.
+    habit: std::sync::Mutex<Option<Habit>>,
 }
 
 impl Containers {
@@ -55,6 +59,7 @@ impl Containers {
             known: AtomicBool::new(false),
             outside: AtomicBool::new(false),
             inside: AtomicBool::new(false),
+            habit: std::sync::Mutex::default(),
         }
     }
 
@@ -173,6 +178,17 @@ impl Containers {
     #[must_use]
     pub fn seen_inside(&self) -> bool {
         self.inside.load(Ordering::Relaxed)
+    }
+
+    /// Where the cgroups of its containers are, when one was seen before.
+    #[must_use]
+    pub fn habit(&self) -> Option<Habit> {
+        self.habit.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// One was seen.
+    pub fn learn(&self, habit: Habit) {
+        *self.habit.lock().unwrap_or_else(PoisonError::into_inner) = Some(habit);
     }
 
     /// A container was looked for below its cgroup, and was there or not.

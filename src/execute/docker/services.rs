@@ -66,6 +66,8 @@ pub struct Request {
     pub attempt: String,
     /// Directory of the attempt.
     pub directory: PathBuf,
+    /// Where cgroups are mounted.
+    pub cgroups: PathBuf,
     /// Whether limits are promised.
     pub enforced: bool,
     /// Until when they may run, as the attempt may; none: for ever.

@@ -19,6 +19,7 @@ use crate::task::limits::{Limits, Usage};
 mod devices;
 mod files;
 mod footprint;
+mod foreign;
 mod hold;
 pub mod layout;
 mod limits;
@@ -27,6 +28,7 @@ mod sweep;
 mod usage;
 
 pub use footprint::Footprint;
+pub use foreign::{Foreign, Habit, Lacking, Unseen, mounted};
 pub use site::{Site, Unfit, Wish};
 pub use sweep::{remove_instances, remove_parents, signal};
 use usage::Below;

@@ -87,7 +87,13 @@ impl Held {
     /// otherwise than we do: when it sees other cgroups than this process. To be asked while the container runs.
     #[must_use]
     pub fn contains(&self, container: &str) -> bool {
-        self.parent.is_some() && self.directories.iter().any(|dir| dir.join(container).is_dir())
+        self.inside().contains(container)
+    }
+
+    /// Who answers that when this is in somebody else's hands.
+    #[must_use]
+    pub fn inside(&self) -> Inside {
+        Inside(if self.parent.is_some() { self.directories.clone() } else { Vec::new() })
     }
 
     /// SIGTERM to every process in it and below, SIGKILL to what is left after `grace`; zero kills at once. Returns before that:
@@ -121,6 +127,18 @@ impl Held {
     fn tell(&self, request: &Request) {
         // It can fail only when the supervisor is gone (release() says so) or without memory for a few bytes.
         let _ = self.link.send(request, Vec::new());
+    }
+}
+
+/// The directories of a held cgroup.
+#[derive(Debug, Clone, Default)]
+pub struct Inside(Vec<PathBuf>);
+
+impl Inside {
+    /// See [`Held::contains`].
+    #[must_use]
+    pub fn contains(&self, container: &str) -> bool {
+        self.0.iter().any(|dir| dir.join(container).is_dir())
     }
 }
 

@@ -79,6 +79,7 @@ impl Run<'_> {
             limits: self.plan.limits(),
             held,
             within,
+            cgroups: self.shared.config.cgroup.mount.clone(),
             lease: self.lease(),
             stdin: self.task.assignment.execution.stdin.clone(),
             stdout,

@@ -94,6 +94,7 @@ impl Run<'_> {
             supervisor: holds.then(|| self.shared.supervisor.clone()),
             attempt: self.name(),
             directory: workspace.dir.clone(),
+            cgroups: self.shared.config.cgroup.mount.clone(),
             enforced: self.plan.limits().enforced,
             lease: self.shared.leased().then(|| self.signals.lease.clone()),
         };

@@ -30,6 +30,21 @@ for dir in /run/containerd /etc/docker; do
   mkdir -p "$dir"
   mount -t tmpfs tmpfs "$dir"
 done
+# For an engine that sees other cgroups than the machine does, as one in a container: what is its top is a cgroup of the machine's.
+if [ -n "$CGROUP" ]; then
+  for top in /sys/fs/cgroup /sys/fs/cgroup/*; do
+    [ "$(stat -f -c %T "$top")" != tmpfs ] && [ -f "$top/cgroup.procs" ] || continue
+    mkdir -p "$top/$CGROUP"
+    for controller in $(cat "$top/cgroup.controllers" 2>/dev/null); do
+      echo "+$controller" >"$top/cgroup.subtree_control" || true
+    done
+    for file in cpuset.cpus cpuset.mems; do
+      [ ! -f "$top/$file" ] || [ -f "$top/cgroup.controllers" ] || cat "$top/$file" >"$top/$CGROUP/$file"
+    done
+    mount --bind "$top/$CGROUP" "$top"
+    [ "$top" != /sys/fs/cgroup ] || break
+  done
+fi
 busybox ip link set lo up
 echo ready
 exec cat >/dev/null
@@ -42,8 +57,9 @@ pub struct Ground {
 }
 
 impl Ground {
-    /// New ones, without any network but 127.0.0.1.
-    pub fn new(dir: &Path) -> Result<Self, String> {
+    /// New ones, without any network but 127.0.0.1. With `cgroup`, that one of the machine's is what is seen as the top of each
+    /// hierarchy.
+    pub fn new(dir: &Path, cgroup: Option<&str>) -> Result<Self, String> {
         let log = std::fs::File::create(dir.join("ground.log")).expect("a log file");
         // Unchanged, because in a chroot there is no mount at / that could be changed.
         let mut holder = Command::new(which("unshare").ok_or("no unshare")?)
@@ -51,6 +67,7 @@ impl Ground {
             .env_clear()
             .envs([("PATH", SEARCHED), ("SCRIPT", HOLDER), (MARK, watchdog().mark())])
             .env("DIR", dir)
+            .env("CGROUP", cgroup.unwrap_or_default())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)

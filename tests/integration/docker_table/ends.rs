@@ -28,7 +28,7 @@ pub async fn exit_codes(home: Home) {
     // A container's exit status does not tell a signal from 128 and its number; nothing is guessed from it.
     let signaled = |signal: i32| match home {
         Home::Native => (Reason::Signaled, None, Some(signal)),
-        Home::Docker => (Reason::ExitNonzero, Some(128 + signal), None),
+        Home::Docker | Home::Elsewhere => (Reason::ExitNonzero, Some(128 + signal), None),
     };
     let exited = |code| (Reason::ExitNonzero, Some(code), None);
     for (script, expected) in [

@@ -1,5 +1,6 @@
 //! Who makes a container, watches it and removes it.
 
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -7,13 +8,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::super::create;
 use super::super::output::{self, Frames, Input, Pipes};
-use super::super::refusal::{self, Refusal};
+use super::super::refusal::Refusal;
 use super::super::requests::Ended;
-use super::super::{Containers, Engine, EngineError};
-use super::limits::own_limits;
-use super::usage::Meter;
+use super::super::{Engine, EngineError};
+use super::own::Own;
+use super::usage::{Meter, highest};
 use super::{Command, Launch, until};
 use crate::crash::{self, Point};
 use crate::execute::native::Held;
@@ -22,6 +22,8 @@ use crate::retry::Delays;
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::limits::Usage;
 use crate::telemetry::causes;
+
+mod start;
 
 /// Time without a byte after which the rest of an ended container's output counts as broken off.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -39,6 +41,10 @@ pub(super) struct Running {
     frames: Frames,
     pipes: Pipes,
     input: Option<(Input, String)>,
+    /// Its cgroup, if that is not below one of ours and to be seen all the same.
+    own: Option<Own>,
+    /// What it was seen to use so far, where it was not known to be below one of ours.
+    early: Usage,
 }
 
 /// How far a running container has come.
@@ -62,6 +68,8 @@ pub(super) struct Keeper {
     held: Option<Held>,
     /// Its cgroup is the supervisor's: so are limits, lease and kill.
     within: bool,
+    /// Where cgroups are mounted.
+    cgroups: PathBuf,
     lease: Option<Instant>,
     commands: mpsc::UnboundedReceiver<Command>,
     unwanted: CancellationToken,
@@ -75,6 +83,7 @@ impl Keeper {
             engine: launch.engine.clone(),
             name: launch.name.clone(),
             within: launch.within,
+            cgroups: launch.cgroups.clone(),
             lease: until(launch.lease),
             held: None,
             launch: Some(launch),
@@ -98,82 +107,12 @@ impl Keeper {
         }
     }
 
-    async fn start(&mut self, launch: Launch) -> Result<Running, Refusal> {
-        let Launch { order, limits, held, stdin, stdout, stderr, containers, .. } = launch;
-        self.held = Some(held);
-        let pipes = Pipes::new(stdout, stderr).map_err(|e| Refusal::isolation(format!("cannot make pipes: {e}")))?;
-        let body = create::body(&order, &limits);
-        self.left = true;
-        let engine = self.engine.clone();
-        let name = self.name.clone();
-        let (id, warnings) = match self.meanwhile(Box::pin(engine.create(&name, body))).await {
-            Ok(created) => created,
-            Err(error) => {
-                // It said no: there is none. Without an answer there may be one yet.
-                self.left = matches!(error, EngineError::Unavailable { .. });
-                return Err(refusal::of_start(&error));
-            }
-        };
-        crash::point(Point::ContainerCreated);
-        if !self.within {
-            self.meanwhile(own_limits(&engine, &id, &order, &limits, &warnings)).await?;
-        }
-        self.wanted()?;
-        let (frames, input) = self.meanwhile(engine.attach(&id, order.stdin)).await.map_err(|e| refusal::of_start(&e))?;
-        crash::point(Point::ContainerAttached);
-        self.wanted()?;
-        self.meanwhile(engine.start(&id)).await.map_err(|e| refusal::of_start(&e))?;
-        crash::point(Point::ContainerStarted);
-        self.see_inside(&containers, &id).await?;
-        Ok(Running { id, frames, pipes, input: stdin.map(|text| (input, text)) })
-    }
-
-    fn wanted(&self) -> Result<(), Refusal> {
-        if self.unwanted.is_cancelled() { Err(Refusal::isolation("given up before it was started".to_owned())) } else { Ok(()) }
-    }
-
-    /// Renews the lease while a request is under way.
-    async fn meanwhile<T>(&mut self, request: impl Future<Output = T>) -> T {
-        let mut request = std::pin::pin!(request);
-        loop {
-            // Cancel safe: the request goes on where it was.
-            tokio::select! {
-                answer = &mut request => return answer,
-                Some(command) = self.commands.recv() => match command {
-                    Command::Renew(lease) => self.renew(lease),
-                    // Whoever stops it before it runs has given it up.
-                    Command::Stop(_) => self.unwanted.cancel(),
-                },
-            }
-        }
-    }
-
-    /// The first container of an engine shows whether it puts them where it is told to: its cgroup driver says so, but its
-    /// cgroups may be others than the worker's.
-    async fn see_inside(&self, containers: &Containers, id: &str) -> Result<(), Refusal> {
-        if !self.within || containers.seen_inside() {
-            return Ok(());
-        }
-        let inside = || self.held.as_ref().is_some_and(|held| held.contains(id));
-        if inside() {
-            containers.saw(true);
-            return Ok(());
-        }
-        // It may have ended already; then the next one shows it.
-        let ended = self.engine.ended(id).await.map_err(|e| refusal::of_start(&e))?;
-        if ended.is_some() || inside() {
-            return Ok(());
-        }
-        containers.saw(false);
-        Err(Refusal::isolation("the engine did not put the container below the cgroup that it was given".to_owned()))
-    }
-
     /// Watches it to its end.
     pub(super) async fn attend(&mut self, running: Running) -> Result<Exit, SupervisorLost> {
-        let Running { id, frames, pipes, input } = running;
+        let Running { id, frames, pipes, input, own, early } = running;
         let feeding = input.map(|(input, text)| Abort(tokio::spawn(output::feed(input, text))));
         let count = pipes.copied();
-        let meter = (!self.within).then(|| Meter::of(&self.engine, &id));
+        let meter = (!self.within).then(|| Meter::of(&self.engine, &id, own, early));
         let (course, ended) = {
             let engine = self.engine.clone();
             let mut copying = std::pin::pin!(pipes.copy(frames));
@@ -202,7 +141,10 @@ impl Keeper {
         };
         drop(feeding);
         crash::point(Point::ContainerEnded);
-        let seen = meter.map(|meter| meter.read());
+        let seen = match meter {
+            Some(meter) => meter.read().await,
+            None => early,
+        };
         self.conclude(course, ended, seen).await
     }
 
@@ -310,12 +252,7 @@ impl Keeper {
     }
 
     /// What the end amounts to.
-    async fn conclude(
-        &mut self,
-        course: Course,
-        ended: Result<Option<Ended>, EngineError>,
-        seen: Option<Usage>,
-    ) -> Result<Exit, SupervisorLost> {
+    async fn conclude(&mut self, course: Course, ended: Result<Option<Ended>, EngineError>, seen: Usage) -> Result<Exit, SupervisorLost> {
         let mut broken = None;
         if let Some(Err(error)) = &course.over {
             broken = Some(error.to_string());
@@ -345,9 +282,8 @@ impl Keeper {
             None => ExitReport { status, usage: Usage::default(), lease_expired: false, kill_us: 0 },
         };
         report.lease_expired |= course.lease_expired;
-        if let Some(seen) = seen {
-            report.usage = seen;
-        }
+        // Nothing was in the cgroup that is held, if the container's own is elsewhere.
+        report.usage = highest(report.usage, seen);
         if end.is_some_and(|end| end.oom) {
             // On cgroup version 1 the count was the container's own and went with it.
             report.usage.oom_kills = report.usage.oom_kills.max(1);
@@ -394,7 +330,7 @@ async fn drain(copying: impl Future<Output = Result<(), String>>, count: &std::s
 }
 
 /// Ends with its owner.
-struct Abort(tokio::task::JoinHandle<()>);
+pub(super) struct Abort(pub(super) tokio::task::JoinHandle<()>);
 
 impl Drop for Abort {
     fn drop(&mut self) {

@@ -1,14 +1,16 @@
 //! The limits of containers whose cgroup is not below one of the worker's own.
 
+use bollard::models::HostConfig;
+
 use super::super::refusal::Refusal;
-use super::super::{Engine, create, refusal};
+use super::super::{Engine, refusal};
 use crate::task::limits::Limits;
 
 /// The limits of an engine whose containers are not in a cgroup of ours: everything must be set, and read back.
-pub(super) async fn own_limits(
+pub(in crate::execute::docker) async fn own_limits(
     engine: &Engine,
     id: &str,
-    order: &create::Order,
+    asked: &HostConfig,
     limits: &Limits,
     warnings: &[String],
 ) -> Result<(), Refusal> {
@@ -25,7 +27,6 @@ pub(super) async fn own_limits(
     if let Some(warning) = warnings.iter().find(|warning| warning.contains("discarded") || warning.contains("not support")) {
         return Err(Refusal::isolation(format!("the container engine warns: {warning}")));
     }
-    let asked = create::body(order, limits).host_config.unwrap_or_default();
     let set = engine.inspect(id).await.map_err(|e| refusal::of_start(&e))?.host_config.unwrap_or_default();
     let same = [
         ("memory", asked.memory == set.memory),

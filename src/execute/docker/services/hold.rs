@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Asked, Request, body};
 use crate::execute::docker::Refusal;
-use crate::execute::native::{Held, Holding, SpawnFailure};
+use crate::execute::native::{Held, Holding, Inside, SpawnFailure};
 use crate::supervisor::protocol::ExitStatus;
 use crate::task::Reason;
 
@@ -15,6 +15,7 @@ use crate::task::Reason;
 #[derive(Debug)]
 pub(super) struct Hold {
     parent: Option<String>,
+    inside: Inside,
     kept: Option<(oneshot::Sender<()>, JoinHandle<()>)>,
 }
 
@@ -22,11 +23,7 @@ impl Hold {
     pub(super) async fn take(request: &Request, asked: &Asked) -> Result<Self, Refusal> {
         let service = &asked.service.name;
         let Some(supervisor) = &request.supervisor else {
-            let missing = &request.engine.facts().missing_limits;
-            if request.enforced && !missing.is_empty() {
-                return Err(Refusal::isolation(format!("service {service}: the container engine cannot limit {}", missing.join(", "))));
-            }
-            return Ok(Self { parent: None, kept: None });
+            return Ok(Self { parent: None, inside: Inside::default(), kept: None });
         };
         let lease = request.lease.as_ref().map(|lease| lease.borrow().saturating_duration_since(Instant::now()));
         let cgroup = format!("{}.{service}", request.attempt);
@@ -34,8 +31,9 @@ impl Hold {
         match supervisor.hold(holding).await {
             Ok(held) => {
                 let parent = held.parent().map(str::to_owned);
+                let inside = held.inside();
                 let (release, released) = oneshot::channel();
-                Ok(Self { parent, kept: Some((release, tokio::spawn(keep(held, request.lease.clone(), released)))) })
+                Ok(Self { parent, inside, kept: Some((release, tokio::spawn(keep(held, request.lease.clone(), released)))) })
             }
             Err(SpawnFailure::Refused(error)) => Err(Refusal::isolation(format!("service {service}: {error}"))),
             Err(SpawnFailure::SupervisorLost) => Err(Refusal {
@@ -49,6 +47,11 @@ impl Hold {
     /// As the engine wants it.
     pub(super) fn parent(&self) -> Option<&str> {
         self.parent.as_deref()
+    }
+
+    /// The service's container runs below it. See [`Held::contains`].
+    pub(super) fn contains(&self, container: &str) -> bool {
+        self.inside.contains(container)
     }
 
     /// The container is gone: so is its cgroup.

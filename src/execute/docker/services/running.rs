@@ -1,8 +1,10 @@
 //! Services that run, from the first container to the removal of the last.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bollard::errors::Error;
+use bollard::models::HostConfig;
 use bollard::query_parameters::WaitContainerOptionsBuilder;
 use futures_util::StreamExt as _;
 use tokio::task::JoinSet;
@@ -12,11 +14,12 @@ use super::body::{self, Place};
 use super::hold::Hold;
 use super::probe::{self, Look};
 use super::{Asked, Request, interrupted, last_words, of_engine, unhealthy};
+use crate::execute::docker::container::{Own, own_limits};
 use crate::execute::docker::engine::{Engine, EngineError};
 use crate::execute::docker::labels::Role;
 use crate::execute::docker::{Ready, Refusal, mounts, network, refusal};
 use crate::plan::Service;
-use crate::task::{HealthCheck, Reason, Tenant};
+use crate::task::{HealthCheck, Limits, Reason, Tenant};
 use crate::telemetry::{causes, metrics, spawn_blocking};
 
 /// How a container ended: its status, or why that is not known.
@@ -104,12 +107,15 @@ impl Running {
         let hold = Hold::take(request, asked).await?;
         let body = body::body(request, asked, Place { network: &there.network, cgroup_parent: hold.parent(), binds });
         let name = request.owner.fresh_name();
-        let refused = |error: EngineError| of_engine(&format!("service {} cannot be started", service.name), &error);
+        let refused = |error: EngineError| of_engine("it cannot be started", &error);
         // Before it is there: an answer that is lost leaves a container.
         let image = asked.image.clone();
         there.containers.push(Container { service: service.name.clone(), name: name.clone(), hold, started: false, _image: image });
-        there.engine.create(&name, body).await.map_err(refused)?;
-        there.engine.start(&name).await.map_err(refused)?;
+        let asked_of = body.host_config.clone().unwrap_or_default();
+        let (id, warnings) = there.engine.create(&name, body).await.map_err(refused).map_err(named)?;
+        let made = Made { id, warnings, asked: asked_of, limits: body::limits(request, asked) };
+        let hold = there.containers.last().map(|container| &container.hold);
+        made.start(&there.engine, hold, &request.cgroups, refused).await.map_err(named)?;
         metrics::note(|m| m.service_started(&there.tenant));
         if let Some(last) = there.containers.last_mut() {
             last.started = true;
@@ -213,6 +219,44 @@ impl There {
         if let Err(error) = network::remove(&engine, &network).await {
             tracing::warn!(network, error = %causes(&error), "the network of services cannot be removed; it is tried again when this worker has ended");
         }
+    }
+}
+
+/// A container that was made.
+struct Made {
+    id: String,
+    warnings: Vec<String>,
+    asked: HostConfig,
+    limits: Limits,
+}
+
+impl Made {
+    /// Starts it, and sees that it has its limits: those of the cgroup that is held for it, else the engine's own.
+    async fn start(
+        &self,
+        engine: &Engine,
+        hold: Option<&Hold>,
+        cgroups: &Path,
+        refused: impl Fn(EngineError) -> Refusal,
+    ) -> Result<(), Refusal> {
+        let Self { id, warnings, asked, limits } = self;
+        let held = hold.filter(|hold| hold.parent().is_some());
+        if held.is_none() {
+            own_limits(engine, id, asked, limits, warnings).await?;
+        }
+        engine.start(id).await.map_err(refused)?;
+        let Some(hold) = held else { return self.limited(engine, cgroups).await };
+        if hold.contains(id) {
+            return Ok(());
+        }
+        // The engine has put it elsewhere, or it is over already.
+        own_limits(engine, id, asked, limits, warnings).await?;
+        self.limited(engine, cgroups).await
+    }
+
+    /// As the kernel has them, where its cgroup is to be seen.
+    async fn limited(&self, engine: &Engine, cgroups: &Path) -> Result<(), Refusal> {
+        Own::of(engine, &self.id, cgroups).await.map_or(Ok(()), |(own, _)| own.limited(&self.limits))
     }
 }
 

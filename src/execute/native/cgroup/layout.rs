@@ -3,7 +3,7 @@
 //! A hierarchy is one mount: the cgroup2 one (on a hybrid machine it carries no controller and still can
 //! start into, track and kill), and every version 1 mount that carries a controller which we need.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 /// What a hierarchy can do for a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,22 +130,42 @@ fn unescape(field: &str) -> String {
     field.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\")
 }
 
-/// Our own cgroup in the hierarchy, as a directory below its mount point.
+/// The cgroup of a process in the hierarchy, as its `/proc/<pid>/cgroup` names it.
 #[must_use]
-pub fn own_directory(own: &str, mount: &Mount) -> PathBuf {
-    let path = own.lines().find_map(|line| {
+pub fn path_of<'a>(cgroups: &'a str, mount: &Mount) -> Option<&'a Path> {
+    cgroups.lines().find_map(|line| {
         let mut fields = line.splitn(3, ':');
         let (number, controllers, path) = (fields.next()?, fields.next()?, fields.next()?);
-        let ours = if mount.v2 {
+        let here = if mount.v2 {
             number == "0" && controllers.is_empty()
         } else {
             controllers.split(',').any(|c| mount.carries.iter().any(|m| m.name(false) == c))
         };
-        ours.then_some(path)
-    });
-    let path = Path::new(path.unwrap_or("/"));
+        here.then_some(Path::new(path))
+    })
+}
+
+/// Our own cgroup in the hierarchy, as a directory below its mount point.
+#[must_use]
+pub fn own_directory(own: &str, mount: &Mount) -> PathBuf {
+    let path = path_of(own, mount).unwrap_or_else(|| Path::new("/"));
     let below = path.strip_prefix(&mount.root).or_else(|_| path.strip_prefix("/")).unwrap_or(path);
     mount.point.join(below)
+}
+
+/// The directory of a container: the highest cgroup on the way to that of its first process whose name holds the container's id.
+/// Docker names it `<id>` or `docker-<id>.scope`, Podman `libpod-<id>`; a container may have moved its own processes further down.
+/// `None` where the process is in no such cgroup, or in one that is not below what is mounted here.
+#[must_use]
+pub fn directory_of(cgroups: &str, mount: &Mount, id: &str) -> Option<PathBuf> {
+    let path = path_of(cgroups, mount)?;
+    let named = |part: &Component<'_>| part.as_os_str().to_str().is_some_and(|part| part.contains(id));
+    let depth = path.components().position(|part| named(&part))?;
+    let own: PathBuf = path.components().take(depth + 1).collect();
+    let below = own.strip_prefix(&mount.root).ok()?;
+    // Outside of this process's cgroup namespace: `/../<elsewhere>`.
+    let inside = !below.as_os_str().is_empty() && below.components().all(|part| matches!(part, Component::Normal(_)));
+    (inside && !id.is_empty()).then(|| mount.point.join(below))
 }
 
 /// Directory that holds the instances' directories, when it does not depend on who may write where.
@@ -226,5 +246,25 @@ mod tests {
             assert_eq!(parent_directory(&place, &found[mount]), expected.map(PathBuf::from), "{why}");
         }
         assert_eq!(own_directory(own, &found[0]), Path::new("/sys/fs/cgroup/unified/user.slice/u.service"));
+    }
+
+    #[test]
+    fn a_containers_directory_is_the_highest_that_bears_its_id() {
+        let found = hybrid();
+        let unified = &found[0];
+        let memory = &found[2];
+        for (cgroups, mount, expected, why) in [
+            ("0::/docker/c0ffee\n", unified, Some("/sys/fs/cgroup/unified/docker/c0ffee"), "Docker, cgroupfs"),
+            ("0::/s.slice/docker-c0ffee.scope\n", unified, Some("/sys/fs/cgroup/unified/s.slice/docker-c0ffee.scope"), "systemd"),
+            ("0::/libpod-c0ffee.scope/container\n", unified, Some("/sys/fs/cgroup/unified/libpod-c0ffee.scope"), "Podman's own leaf"),
+            ("4:memory:/docker/ab/docker/c0ffee\n", memory, Some("/sys/fs/cgroup/memory/docker/c0ffee"), "seen from the mounted root"),
+            ("4:memory:/docker/c0ffee\n", memory, None, "not below the mounted root"),
+            ("0::/../docker/c0ffee\n", unified, None, "outside of our namespace"),
+            ("0::/\n", unified, None, "the root"),
+            ("0::/system.slice/docker.service\n", unified, None, "the engine's"),
+        ] {
+            assert_eq!(directory_of(cgroups, mount, "c0ffee"), expected.map(PathBuf::from), "{why}");
+        }
+        assert_eq!(directory_of("0::/docker/x\n", unified, ""), None, "no id is in every name");
     }
 }
