@@ -175,10 +175,17 @@ fn network(execution: &Execution, policy: &Policy<'_>, with_services: bool) -> R
         );
         return Err(reject(Reason::PolicyRefused, error, "use another one, or have an operator add it to classes.<name>.networks"));
     }
-    if with_services && network.from == Source::Assignment && network.value != "none" && network.value != "bridge" {
-        let error =
-            format!("execution.network: {:?} is not possible with services; they share a private network with the task", network.value);
-        return Err(invalid(error));
+    // A way out of any other kind than a bridge is the operator's choice, which a service must not lead around.
+    if with_services && network.value != "none" && network.value != "bridge" {
+        let error = format!("{:?} is not possible with services; they share a private network with the task", network.value);
+        return Err(match network.from {
+            Source::Assignment => invalid(format!("execution.network: {error}")),
+            Source::Tenant | Source::Class | Source::Default => reject(
+                Reason::PolicyRefused,
+                format!("services: the network of this class, {error}"),
+                "ask for execution.network none where the class allows it, or have an operator set classes.<name>.network",
+            ),
+        });
     }
     Ok(network)
 }

@@ -272,12 +272,18 @@ mod tests {
         let now = Instant::now();
         let mut schedule = empty(now);
         schedule.look_again();
-        for queue in [HIGH, NORMAL, LOW] {
-            assert!(schedule.is_idle());
-            assert_eq!(schedule.next(1, now, Others::default()), Some(Ask { queue, batch: 1, wait: None }));
-            assert!(!schedule.is_idle());
-            schedule.ended(queue, 1, now);
-        }
+        let mut looked_at: Vec<usize> = (0..3)
+            .map(|_| {
+                assert!(schedule.is_idle());
+                let ask = schedule.next(1, now, Others::default()).expect("a look");
+                assert_eq!((ask.batch, ask.wait), (1, None));
+                assert!(!schedule.is_idle());
+                schedule.ended(ask.queue, 1, now);
+                ask.queue
+            })
+            .collect();
+        looked_at.sort_unstable();
+        assert_eq!(looked_at, [HIGH, NORMAL, LOW]);
         assert!(schedule.next(1, now, Others::default()).is_some_and(|ask| ask.wait.is_some()));
     }
 

@@ -104,7 +104,9 @@ fn of_engine(what: &str, error: &EngineError) -> Refusal {
     Refusal { reason, error: format!("{what}: {error}"), hint }
 }
 
-fn unhealthy(error: String) -> Refusal {
+/// A service that did not become ready, or did not stay so.
+#[must_use]
+pub fn unhealthy(error: String) -> Refusal {
     let hint = "look at the service's image, command, env and health check; health.retries gives it more time".to_owned();
     Refusal { reason: Reason::ServiceUnhealthy, error, hint }
 }

@@ -256,6 +256,8 @@ async fn read(socket: Arc<AsyncFd<OwnedFd>>, pending: Arc<Mutex<Pending>>, lost:
         }
     }
     locked(&pending).closed = true;
+    // One that we do not understand lives: told so, it buries its tasks and ends.
+    let _ = rustix::net::shutdown(socket.get_ref(), rustix::net::Shutdown::Both);
     // First the trees, then the news: whoever hears that the supervisor is lost may give the tasks back at once.
     let swept = tokio::task::spawn_blocking(move || bury(grave)).await;
     if let Ok(Err((path, error))) = swept {

@@ -263,3 +263,16 @@ fn every_refusal_of_a_service_names_it() {
     let rejection = planned_with(&config, native).expect_err("a native task has none");
     assert_eq!((rejection.reason, rejection.error.split(':').next()), (Reason::Unschedulable, Some("services")));
 }
+
+#[test]
+fn services_lead_no_way_around_the_network_of_their_class() {
+    let text =
+        "[docker]\nimages = [\"*\"]\n[classes.cpu_short]\nruntimes = [\"docker\"]\nnetwork = \"filtered\"\nnetworks = [\"filtered\"]";
+    let config = config::load_text(text).unwrap();
+    let execution = json!({"runtime": "docker", "image": "redis:7"});
+    let alone = planned_with(&config, json!({"execution": execution})).expect("its class's network");
+    assert_eq!(alone.container.expect("a container").network.value, "filtered");
+    let beside = json!({"execution": execution, "services": [{"name": "db", "image": "redis:7"}]});
+    let rejection = planned_with(&config, beside).expect_err("its private network would have another way out");
+    assert_eq!(rejection.reason, Reason::PolicyRefused, "{}", rejection.error);
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 use tokio::sync::watch;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::super::signals::interrupted;
@@ -43,7 +44,9 @@ impl Run<'_> {
         self.run.image_digest = Some(image.digest.clone().unwrap_or_else(|| image.id.clone()));
         let mut asked = Vec::new();
         for service in &container.services {
-            let image = self.image(engine, (&service.image, service.pull), credentials.as_ref(), writer).await?;
+            // The task's key is for the registry of its own image, and nobody else's to see.
+            let credentials = credentials.as_ref().filter(|_| service.image.registry == container.image.registry);
+            let image = self.image(engine, (&service.image, service.pull), credentials, writer).await?;
             asked.push(Asked { service: service.clone(), image, user: self.identity_of(&service.user).user });
         }
         let services = if asked.is_empty() { None } else { Some(self.services(engine, container, asked, workspace).await?) };
@@ -89,7 +92,7 @@ impl Run<'_> {
             owner: self.owner(),
             task: (self.task.task_id.clone(), self.story.attempt()),
             services: asked,
-            way_out: container.network.value != "none",
+            way_out: container.network.value == "bridge",
             tmp: self.shared.config.docker.tmp,
             supervisor: holds.then(|| self.shared.supervisor.clone()),
             attempt: self.name(),
@@ -100,8 +103,13 @@ impl Run<'_> {
         };
         let unwanted = CancellationToken::new();
         let mut start = Box::pin(services::start(request, &unwanted));
-        let stopped = match self.unless_stopped(&mut start).await {
-            Ok(started) => return started.map_err(|refusal| self.refuse(refusal)),
+        // The task's own time limit counts from its start: without one for the time before, a service would be a way around it.
+        let longest = Duration::from_secs_f64(self.shared.config.classes.get(&self.task.class).map_or(0.0, |class| class.max_timeout_s));
+        let stopped = match self.unless_stopped(timeout(longest, &mut start)).await {
+            Ok(Ok(started)) => return started.map_err(|refusal| self.refuse(refusal)),
+            Ok(Err(_)) => {
+                self.refuse(services::unhealthy(format!("the services were not ready within max_timeout_s, {} s", longest.as_secs_f64())))
+            }
             Err(stopped) => stopped,
         };
         unwanted.cancel();

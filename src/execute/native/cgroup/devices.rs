@@ -15,7 +15,7 @@ impl Site {
     /// Whether there is such a controller for us. Its hierarchy is entered only by tasks that something is kept from: every
     /// one costs a directory and a migration.
     pub fn can_deny_devices(&mut self) -> bool {
-        self.take_bystanders(|mount| mount.devices);
+        let _ = self.take_bystanders(|mount| mount.devices);
         self.hierarchies.iter().any(|hierarchy| hierarchy.devices)
     }
 

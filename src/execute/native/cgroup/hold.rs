@@ -19,14 +19,16 @@ use crate::supervisor::protocol::SpawnError;
 
 impl Site {
     /// Makes the directories of a held task; what it is to be called by the engine comes with it. `None` where no one name stands
-    /// for it in all hierarchies, or where nothing is limited: then the engine must do without.
+    /// for it in all hierarchies, where one of them cannot be had, or where nothing is limited: then the engine must do without.
     ///
     /// # Errors
     /// The directory that could not be made, or memory that cannot be counted together with what is below.
     pub fn hold(&mut self, name: &str) -> Result<Option<(Group, String)>, SpawnError> {
         let Some(inside) = self.inside().filter(|_| self.enforced) else { return Ok(None) };
         let Some(parent) = inside.join(name).to_str().map(str::to_owned) else { return Ok(None) };
-        self.take_bystanders(|_| true);
+        if !self.take_bystanders(|_| true) {
+            return Ok(None);
+        }
         let mut group = self.make(name, true, |_| true)?;
         if let Err(error) = self.count_below(&group) {
             let _ = self.remove(&mut group);
@@ -59,7 +61,7 @@ impl Site {
         let Some(own) = self.hierarchies.first().and_then(|h| h.path.file_name()?.to_str()) else { return };
         let mut swept = Vec::new();
         for Bystander { parent, .. } in self.bystanders.iter().filter(|b| b.parent.is_dir()) {
-            if let Ok(dir) = sweep::locked_parent(parent) {
+            if let Ok(dir) = sweep::locked_parent(parent, sweep::BRIEFLY) {
                 swept.extend(sweep::sweep_siblings(dir.as_fd(), parent, own));
             }
         }
@@ -76,13 +78,18 @@ impl Site {
         taken.chain(self.bystanders.iter().map(|b| b.parent.join(instance))).collect()
     }
 
-    pub(super) fn take_bystanders(&mut self, which: impl Fn(&layout::Mount) -> bool) {
+    /// Takes those of them; false when one cannot be had now. In one that is not locked, whoever sweeps would take what an
+    /// engine puts there for somebody's who is dead.
+    pub(super) fn take_bystanders(&mut self, which: impl Fn(&layout::Mount) -> bool) -> bool {
         let instance = self.hierarchies.first().and_then(|h| h.path.file_name()).and_then(|name| name.to_str()).map(str::to_owned);
-        let Some(instance) = instance else { return };
-        for Bystander { mount, parent } in self.bystanders.extract_if(.., |bystander| which(&bystander.mount)).collect::<Vec<_>>() {
-            // Without one of them containers run all the same, and may leave an empty directory there.
-            let _ = self.settle(&instance, &mount, &parent, mount.carries.clone(), true);
+        let Some(instance) = instance else { return false };
+        for bystander in self.bystanders.extract_if(.., |bystander| which(&bystander.mount)).collect::<Vec<_>>() {
+            let Bystander { mount, parent } = &bystander;
+            if self.settle(&instance, mount, parent, mount.carries.clone(), true).is_err() {
+                self.bystanders.push(bystander);
+            }
         }
+        !self.bystanders.iter().any(|bystander| which(&bystander.mount))
     }
 
     /// Before Linux 5.11 a version 1 memory cgroup did not count what is below, unless it was told so while it was empty.

@@ -175,8 +175,10 @@ impl Site {
             let path = path.to_path_buf();
             move |e: io::Error| Unfit::Directory { path, error: e.to_string() }
         };
-        let parent = sweep::locked_parent(parent_path).map_err(at(parent_path))?;
-        let swept = sweep::sweep_siblings(parent.as_fd(), parent_path, instance);
+        // The others were swept at the start; from then on tasks are waiting.
+        let patience = if bystander { sweep::BRIEFLY } else { sweep::PARENT };
+        let parent = sweep::locked_parent(parent_path, patience).map_err(at(parent_path))?;
+        let swept = if bystander { Vec::new() } else { sweep::sweep_siblings(parent.as_fd(), parent_path, instance) };
         for (name, removed) in swept {
             self.note_swept(name, removed);
         }
@@ -184,7 +186,7 @@ impl Site {
             enable(parent_path, &carries).map_err(at(parent_path))?;
         }
         let path = parent_path.join(instance);
-        make_all(&path).map_err(at(&path))?;
+        sweep::make_dir(&path).map_err(at(&path))?;
         let dir = files::open_dir(&path).map_err(at(&path))?;
         sweep::lock(dir.as_fd()).map_err(at(&path))?;
         // A dead namesake's tasks: the lock says that nobody owns them.
@@ -285,10 +287,6 @@ fn swap_total() -> u64 {
 }
 
 /// `mkdir -p`, where somebody else may be doing the same.
-fn make_all(path: &Path) -> io::Result<()> {
-    std::fs::create_dir_all(path)
-}
-
 /// On cgroup2 with controllers: the parent of all instances, and which of the wanted controllers it can have.
 fn delegated_parent(place: &Place<'_>, mount: &Mount) -> Result<(PathBuf, Vec<Controller>), Unfit> {
     let own = own_directory(place.own, mount);
@@ -299,7 +297,7 @@ fn delegated_parent(place: &Place<'_>, mount: &Mount) -> Result<(PathBuf, Vec<Co
     };
     let base = parent.parent().unwrap_or(&mount.point);
     let at = |error: io::Error| Unfit::Directory { path: base.to_path_buf(), error: error.to_string() };
-    make_all(base).map_err(at)?;
+    std::fs::create_dir_all(base).map_err(at)?;
     leave(base, &own).map_err(at)?;
     if delegated.is_none() {
         // Controllers reach `base` only through every cgroup above it. What may not be enabled shows in the next read.
@@ -358,7 +356,7 @@ fn leave(base: &Path, own: &Path) -> io::Result<()> {
         return Ok(());
     }
     let leaf = base.join(LEAF);
-    make_all(&leaf)?;
+    sweep::make_dir(&leaf)?;
     let (from, to) = (files::open_dir(base)?, files::open_dir(&leaf)?);
     for pid in files::pids(&from, "cgroup.procs")? {
         // Gone meanwhile, or not ours to move: then enabling controllers says so.

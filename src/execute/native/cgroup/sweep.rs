@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -125,16 +126,43 @@ pub(super) fn lock(dir: BorrowedFd<'_>) -> io::Result<()> {
     Ok(rustix::fs::flock(dir, FlockOperation::NonBlockingLockExclusive)?)
 }
 
+/// What a worker that starts may wait for the lock of the parent: who sweeps has it, for two seconds for each instance that does
+/// not go.
+pub(super) const PARENT: Duration = Duration::from_secs(20);
+/// Likewise of one that has tasks to watch, or that can do without.
+pub(super) const BRIEFLY: Duration = Duration::from_millis(100);
+/// Between two tries.
+const TRY_AGAIN: Duration = Duration::from_millis(5);
+
+/// Makes a directory, and those above it, that only its owner can read, and so lock: a task that could would keep
+/// workers from starting. What is in it can be read by whoever knows its name.
+pub(super) fn make_dir(path: &Path) -> io::Result<()> {
+    std::fs::DirBuilder::new().recursive(true).mode(0o711).create(path)
+}
+
 /// Makes and opens the directory of all instances, and waits for its lock: creation of one, sweeping, and the removal of
 /// the directory itself exclude each other.
-pub(super) fn locked_parent(path: &Path) -> io::Result<OwnedFd> {
+///
+/// # Errors
+/// `WouldBlock` when somebody else has the lock for longer than `patience`.
+pub(super) fn locked_parent(path: &Path, patience: Duration) -> io::Result<OwnedFd> {
+    let until = Instant::now() + patience;
     loop {
-        std::fs::create_dir_all(path)?;
+        make_dir(path)?;
         let dir = match files::open_dir(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             opened => opened?,
         };
-        rustix::fs::flock(&dir, FlockOperation::LockExclusive)?;
+        while let Err(error) = lock(dir.as_fd()) {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(error);
+            }
+            if Instant::now() >= until {
+                let error = format!("another process has locked it for {} s", patience.as_secs_f64());
+                return Err(io::Error::new(io::ErrorKind::WouldBlock, error));
+            }
+            std::thread::sleep(TRY_AGAIN);
+        }
         // While we waited, the last worker that left may have removed it, and somebody made another one.
         let (held, named) = (rustix::fs::fstat(&dir)?, rustix::fs::stat(path));
         if named.is_ok_and(|named| (named.st_dev, named.st_ino) == (held.st_dev, held.st_ino)) {
@@ -176,14 +204,14 @@ mod tests {
         let parent = mount.path().join("windlass");
         let (one, two) = (parent.join("one"), parent.join("two"));
         for dir in [&one, &two] {
-            drop(locked_parent(&parent).unwrap());
+            drop(locked_parent(&parent, PARENT).unwrap());
             std::fs::create_dir(dir).unwrap();
         }
         std::fs::remove_dir(&one).unwrap();
         remove_parents(&[one]);
         assert!(two.exists(), "another one is still there");
         std::fs::remove_dir(&two).unwrap();
-        let starting = locked_parent(&parent).unwrap();
+        let starting = locked_parent(&parent, PARENT).unwrap();
         remove_parents(std::slice::from_ref(&two));
         assert!(parent.exists(), "one that starts has the lock");
         drop(starting);
@@ -192,12 +220,25 @@ mod tests {
     }
 
     #[test]
+    fn a_lock_that_somebody_keeps_is_not_waited_for_for_ever_and_tasks_cannot_have_it() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let mount = tempfile::tempdir().unwrap();
+        let parent = mount.path().join("windlass");
+        let kept = locked_parent(&parent, PARENT).unwrap();
+        let error = locked_parent(&parent, BRIEFLY).unwrap_err();
+        assert!(error.kind() == io::ErrorKind::WouldBlock && error.to_string().contains("locked it"), "{error}");
+        assert_eq!(std::fs::metadata(&parent).unwrap().permissions().mode() & 0o044, 0, "who cannot open it cannot lock it");
+        drop(kept);
+        assert!(locked_parent(&parent, BRIEFLY).is_ok());
+    }
+
+    #[test]
     fn who_waited_for_a_parent_that_went_makes_another_one() {
         let mount = tempfile::tempdir().unwrap();
         let parent = mount.path().join("windlass");
-        let leaving = locked_parent(&parent).unwrap();
+        let leaving = locked_parent(&parent, PARENT).unwrap();
         let path = parent.clone();
-        let starting = std::thread::spawn(move || locked_parent(&path).map(|dir| rustix::fs::fstat(&dir).unwrap().st_ino));
+        let starting = std::thread::spawn(move || locked_parent(&path, PARENT).map(|dir| rustix::fs::fstat(&dir).unwrap().st_ino));
         // Whether it waits for the lock by now or only comes to it: it must end with a directory that is there.
         std::fs::remove_dir(&parent).unwrap();
         drop(leaving);
