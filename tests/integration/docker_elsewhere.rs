@@ -3,8 +3,10 @@
 
 use std::sync::Arc;
 
+use serde_json::json;
 use windlass::task::Reason;
 
+use crate::harness::docker::IMAGE;
 use crate::harness::docker::relay::{Lie, Relay};
 use crate::harness::leftovers::gone;
 use crate::harness::proxy::Proxy;
@@ -111,5 +113,29 @@ async fn a_lease_that_cannot_be_renewed_ends_the_container() {
     proxy.mend();
     let end = fleet.end(&task).await;
     assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 2), "{:?}", end.error);
+    fleet.finish().await;
+}
+
+/// A service's limits are the kernel's business as well.
+#[tokio::test]
+async fn a_service_without_the_limits_that_were_promised_does_not_stay() {
+    // Those of its class.
+    let asked = Lie { truth: "\"PidsLimit\":256,", said: "\"PidsLimit\":999," };
+    let answered = Lie { truth: asked.said, said: asked.truth };
+    let Some((fleet, _relay, worker)) = lied_to(asked, answered).await else { return };
+    let service = json!([{"name": "back", "image": IMAGE, "command": ["sleep", "1000"]}]);
+    let job = Job::container(["true"]).set("/execution/resources/pids", 17).set("/services", service).set("/retry/max_attempts", 1);
+    let refused = async |job: &Job| {
+        let end = fleet.end(&fleet.submit(job).await).await;
+        let error = end.error.unwrap_or_default();
+        assert_eq!(end.reason, Some(Reason::IsolationUnavailable), "{error}");
+        assert!(error.contains("service back") && error.contains("pids.max") && error.contains("999"), "{error}");
+    };
+    // At first, when the engine is told to put it below the worker's cgroup and does not.
+    refused(&job).await;
+    let honest = fleet.submit(&Job::container_script("sleep 1").set("/execution/resources/pids", 17)).await;
+    assert_eq!(fleet.end(&honest).await.reason, Some(Reason::Ok));
+    worker.says(&["from now on its own limits hold"]).await;
+    refused(&job).await;
     fleet.finish().await;
 }

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::process::Signal;
+use serde_json::json;
 use windlass::config::Gpu;
 use windlass::execute::gpu::locks::LockDir;
 use windlass::execute::gpu::{Inventory, Source};
@@ -17,6 +18,7 @@ use windlass::task::log_chunk::LogStream;
 use windlass::task::{EventKind, Reason};
 
 use crate::harness::job::Gate;
+use crate::harness::proxy::{Cut, Direction, Proxy, Spring};
 use crate::harness::server::skip;
 use crate::harness::worker::Worker;
 use crate::harness::{Fleet, Job, PATIENCE, leftovers};
@@ -37,14 +39,19 @@ impl Nodes {
         let mut nodes = Self(Vec::new());
         for (id, minor) in NUMBERS.into_iter().take(how_many) {
             let path = name(id);
-            if let Err(error) = mknodat(CWD, &path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, minor)) {
+            if let Err(error) = Self::one(&path, minor) {
                 skip(&format!("no device nodes can be made here: {error}"));
                 return None;
             }
-            nodes.0.push((id, path.clone()));
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).expect("for every user, as those of real devices");
+            nodes.0.push((id, path));
         }
         Some(nodes)
+    }
+
+    /// For every user, as those of real devices.
+    fn one(path: &Path, minor: u32) -> std::io::Result<()> {
+        mknodat(CWD, path, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, minor))?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
     }
 
     fn path(&self, id: &str) -> &Path {
@@ -344,6 +351,38 @@ async fn without_a_sandbox_the_devices_controller_keeps_others_away() {
     assert_eq!(output, format!("{}\ndone\n", end.run.unwrap().gpus[0]));
     let none = fleet.submit(&Job::bash(reader(&rig.nodes)).set("/execution/resources/gpus", 0)).await;
     assert_eq!(said(fleet, &none).await.1, "done\n");
+    rig.finish().await;
+}
+
+/// It was there when its permit was taken, and is gone when the claim is known to be stored.
+#[tokio::test]
+async fn a_device_that_goes_between_permit_and_start_costs_an_attempt() {
+    let Some(rig) = Rig::with_engine(1, &[("BUS__REQUEST_TIMEOUT_S", "1"), ("BUS__PING_INTERVAL_S", "0.5")]).await else { return };
+    let fleet = &rig.fleet;
+    let proxy = Proxy::before(&fleet.server);
+    let (devices, locks) = (rig.nodes.setting(), rig.locks.display().to_string());
+    fleet.worker_at("far", &proxy.url(), &[("GPU__DEVICES", &devices), ("GPU__LOCK_DIR", &locks)]);
+    let node = rig.nodes.path(A).to_path_buf();
+    let retry = json!({"max_attempts": 2, "backoff": {"initial_ms": 50, "factor": 1.0, "max_ms": 50}});
+    for job in [Job::argv(["true"]), Job::container(["true"])] {
+        let job = job.set("/retry", retry.clone());
+        let claim = format!("{}.events.{}.{}.task_started", fleet.prefix, job.tenant, job.task_id());
+        let mut claimed = proxy.trap(Direction::ToServer, &[&claim], Spring::LoseAnswers);
+        let task = fleet.submit(&job).await;
+        claimed.sprung().await;
+        fleet.event(&task, EventKind::TaskStarted).await;
+        std::fs::remove_file(&node).unwrap();
+        proxy.cut(Cut::Reset);
+        proxy.mend();
+        let failed = fleet.event(&task, EventKind::TaskRetrying).await;
+        assert_eq!((failed.reason, failed.phase.as_deref()), (Some(Reason::GpuUnavailable), Some("prepare")), "{:?}", failed.error);
+        assert!(failed.error.unwrap().contains(node.to_str().unwrap()) && failed.hint.is_some());
+        // Nobody takes the message while there is no device for it.
+        Nodes::one(&node, NUMBERS[0].1).unwrap();
+        let end = fleet.end(&task).await;
+        assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 2), "{:?}", end.error);
+    }
+    until("the device is free", fleet, || rig.locks().is_free(LOCK_OF_A)).await;
     rig.finish().await;
 }
 

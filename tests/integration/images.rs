@@ -13,6 +13,8 @@ use crate::harness::PATIENCE;
 use crate::harness::docker;
 use crate::harness::proxy::{Cut, Direction, Flow, Proxy, Spring};
 use crate::harness::registry::{PASSWORD, Registry, USER, tar};
+use crate::harness::server::skip;
+use crate::harness::watchdog::watchdog;
 
 /// An engine, a registry that it reaches, and a worker's state directory.
 struct Scene {
@@ -398,6 +400,59 @@ async fn room_is_made_from_what_nobody_uses() {
     assert_eq!(removed, left);
     assert!(scene.has(&foreign_id), "what was there before Windlass stays");
     assert_eq!(scene.ensure(&images, &image(&names[0]), PullPolicy::Missing).await.unwrap().id, pushed[0].id, "pulled again");
+}
+
+/// A file system of that size for an engine to keep its images on, where this process sees it as well; its engine must be gone first.
+struct Small(std::path::PathBuf);
+
+impl Small {
+    fn new() -> Self {
+        use rustix::mount::{MountFlags, mount};
+        let dir = watchdog().dir().join(format!("small-{}", uuid::Uuid::now_v7()));
+        std::fs::create_dir(&dir).unwrap();
+        mount("tmpfs", &dir, "tmpfs", MountFlags::empty(), c"size=96m").unwrap();
+        Self(dir)
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        use rustix::mount::{UnmountFlags, unmount};
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// On a real file system that fills: as much goes as makes room below the watermark, and no more.
+#[tokio::test]
+async fn a_disk_that_fills_stays_below_its_watermark() {
+    if !rustix::process::geteuid().is_root() {
+        return skip("a file system of the test's own needs root");
+    }
+    let small = Small::new();
+    let Some(daemon) = docker::Engine::private(&["--data-root", small.0.to_str().unwrap()]) else { return };
+    let Some(registry) = Registry::open() else { return };
+    let mut scene = Scene::of(daemon, registry).await.unwrap();
+    scene.config.disk_high_percent = 70.0;
+    let (images, registry) = (scene.images(), Arc::clone(&scene.registry));
+    let used = || {
+        let fs = rustix::fs::statvfs(&small.0).unwrap();
+        (fs.f_blocks - fs.f_bfree) as f64 / fs.f_blocks as f64 * 100.0
+    };
+    assert!(used() < 50.0, "the engine alone takes {} %", used());
+    let mut pulled: Vec<String> = Vec::new();
+    while pulled.len() < 11 {
+        let name = name();
+        let pushed = registry.push(&name, "1", &[("hello", &noise(8 << 20))], &hello());
+        drop(scene.ensure(&images, &Scene::reference(registry.port(), &format!("{name}:1")), PullPolicy::Missing).await.unwrap());
+        pulled.push(pushed.id);
+        assert!(used() <= 70.0, "{} % after {} images", used(), pulled.len());
+    }
+    let there: Vec<bool> = pulled.iter().map(|id| scene.has(id)).collect();
+    let first = there.iter().position(|there| *there).expect("not everything goes");
+    assert!(first > 0 && there[first..].iter().all(|there| *there), "the longest unused first: {there:?}");
+    assert!(used() > 40.0, "more went than had to: {} %, {there:?}", used());
+    drop(scene);
 }
 
 /// A worker that dies as it pulls has noted that it would; what its engine has of it is Windlass's.

@@ -1,5 +1,6 @@
 //! `windlass services up|down|status` at a real engine.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use serde_json::Value;
 
 use super::file;
 use crate::harness::docker::IMAGE;
-use crate::harness::{Engine, Fleet};
+use crate::harness::{Engine, Fleet, PATIENCE};
 
 /// Exit code, JSON lines and what stands on stderr.
 async fn services(fleet: &Fleet, file: &Path, args: &[&str]) -> (i32, Vec<Value>, String) {
@@ -60,6 +61,12 @@ async fn long_lived_services_come_up_stay_and_go() {
     assert!(code == 1 && is(&lines, &[("back", "missing"), ("front", "missing")]), "{code} {lines:?} {error}");
     let (code, up, error) = services(&fleet, &path, &["up"]).await;
     assert!(code == 0 && is(&up, &[("back", "ready"), ("front", "ready")]), "{code} {up:?} {error}");
+    // From outside, at the port of the engine's machine that the file names.
+    let mut port = std::net::TcpStream::connect(("127.0.0.1", engine.expose(18080))).expect("a way to the port");
+    port.set_read_timeout(Some(PATIENCE)).expect("a time limit");
+    let mut said = String::new();
+    port.read_to_string(&mut said).expect("what the service says");
+    assert_eq!(said.trim(), "hello");
     // Again: nothing changes.
     let (code, again, error) = services(&fleet, &path, &["up"]).await;
     assert!(code == 0 && again == up, "{code} {again:?} {error}");
