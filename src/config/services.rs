@@ -111,7 +111,7 @@ pub fn load(file: Option<&Path>) -> Result<Services, ConfigError> {
 /// # Errors
 /// As [`load`].
 pub fn parse(text: &str, origin: &str) -> Result<Services, ConfigError> {
-    let table: Table = text.parse().map_err(|error| ConfigError::Syntax { path: origin.to_owned(), error: Box::new(error) })?;
+    let table: Table = text.parse().map_err(|error| ConfigError::Mistakes(vec![format!("{} ({origin})", misspelt(text, &error))]))?;
     let mut read = Read { environment: "default".to_owned(), services: BTreeMap::new(), mistakes: Vec::new() };
     for (key, value) in table {
         read.key(&key, value);
@@ -138,7 +138,7 @@ impl Read {
     fn key(&mut self, key: &str, value: Value) {
         match (key, value) {
             ("environment", Value::String(name)) => self.environment = name,
-            ("environment", other) => self.mistakes.push(format!("environment = {other}: give a name in quotes")),
+            ("environment", _) => self.mistakes.push("environment: give a name in quotes".to_owned()),
             ("services", Value::Table(services)) => services.into_iter().for_each(|(name, value)| self.service(&name, value)),
             (key, _) => self.mistakes.push(format!("{key}: no such key; there are environment and [services.<name>]")),
         }
@@ -154,21 +154,43 @@ impl Read {
             self.mistakes.push(format!("services.{name}.image: missing; name the image, such as redis:7"));
         }
         for (key, value) in &keys {
+            if matches!(key.as_str(), "env" | "secrets") {
+                self.texts(&format!("services.{name}.{key}"), value);
+                continue;
+            }
             let mut alone = Table::from_iter([("image".to_owned(), Value::String("x".to_owned()))]);
             alone.insert(key.clone(), value.clone());
             if let Err(error) = Value::Table(alone).try_into::<Service>() {
                 let error = error.message().split_whitespace().collect::<Vec<_>>().join(" ");
-                self.mistakes.push(format!("services.{name}.{key} = {value}: {error}"));
+                // A key that nobody knows may be a misspelt `env`, or a variable that should be in it.
+                let shown = if error.starts_with("unknown field") { String::new() } else { format!(" = {value}") };
+                self.mistakes.push(format!("services.{name}.{key}{shown}: {error}"));
             }
         }
         if self.mistakes.len() > before {
             return;
         }
         match Value::Table(keys).try_into::<Service>() {
+            // Never: each key was read alone.
+            Err(_) => self.mistakes.push(format!("services.{name}: its keys do not fit together")),
             Ok(service) => drop(self.services.insert(name.to_owned(), service)),
-            Err(error) => self.mistakes.push(format!("services.{name}: {}", error.message())),
         }
     }
+
+    /// Names and texts; what the texts are stays here, since they may be passwords.
+    fn texts(&mut self, key: &str, value: &Value) {
+        let Value::Table(entries) = value else {
+            return self.mistakes.push(format!("{key}: not a table; write {{ NAME = \"value\" }}"));
+        };
+        let odd = entries.iter().filter(|(_, value)| !value.is_str());
+        self.mistakes.extend(odd.map(|(entry, _)| format!("{key}.{entry}: its value is no text; put it in quotes")));
+    }
+}
+
+/// Without the line itself, which may have a password in it.
+fn misspelt(text: &str, error: &toml::de::Error) -> String {
+    let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+    format!("line {}: {}", before.matches('\n').count() + 1, error.message())
 }
 
 #[cfg(test)]

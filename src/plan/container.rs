@@ -136,8 +136,13 @@ fn image(field: &str, text: &str, task: &Task, policy: &Policy<'_>) -> Result<Im
     let allowed: Vec<String> = policy.images().iter().map(ToString::to_string).collect();
     let allowed = if allowed.is_empty() { "none".to_owned() } else { allowed.join(", ") };
     let error = format!("{field}: tenant {} may not use {image}; allowed: {allowed}", task.tenant);
-    let hint = "use an image that is allowed, or have an operator add it to tenants.<name>.images or docker.images of the workers";
-    Err(reject(Reason::ImageRefused, error, hint))
+    let listed = "tenants.<name>.images or docker.images of the workers";
+    let hint = if image.digest.is_some() {
+        format!("have an operator add its name without a tag, or with this digest, to {listed}: a tag there allows no digest")
+    } else {
+        format!("use an image that is allowed, or have an operator add it to {listed}")
+    };
+    Err(reject(Reason::ImageRefused, error, &hint))
 }
 
 fn arguments(field: &str, argv: Option<&[String]>) -> Result<(), Rejection> {

@@ -8,6 +8,8 @@ use serde::{Deserialize, Serialize};
 
 /// The registry that names without one mean.
 const DEFAULT_REGISTRY: &str = "docker.io";
+/// Its older name, which engines take for the same.
+const OLD_DEFAULT_REGISTRY: &str = "index.docker.io";
 /// Its namespace of names without one.
 const DEFAULT_NAMESPACE: &str = "library/";
 
@@ -74,6 +76,7 @@ impl FromStr for ImageRef {
 fn place(name: &str) -> (String, String) {
     match name.split_once('/') {
         Some((first, rest)) if first.contains(['.', ':']) || first == "localhost" => {
+            let first = if first == OLD_DEFAULT_REGISTRY { DEFAULT_REGISTRY } else { first };
             let library = if first == DEFAULT_REGISTRY && !rest.contains('/') { DEFAULT_NAMESPACE } else { "" };
             (first.to_owned(), format!("{library}{rest}"))
         }
@@ -94,7 +97,9 @@ fn is_tag(tag: &str) -> bool {
 fn is_registry(registry: &str) -> bool {
     let (host, port) = registry.split_once(':').map_or((registry, None), |(host, port)| (host, Some(port)));
     let good_host = !host.is_empty() && !host.contains("..") && host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-'));
-    good_host && port.is_none_or(|port| port.parse::<u16>().is_ok())
+    // A number may have a sign where it is parsed.
+    let good_port = |port: &str| port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    good_host && port.is_none_or(good_port)
 }
 
 fn is_component(part: &str) -> bool {
@@ -117,30 +122,70 @@ impl fmt::Display for ImageRef {
 }
 
 /// Images that may be used: a name as an assignment writes it, in which `*` stands for any text. Without a tag every tag and
-/// digest of the name is meant, with a digest only that one; `*` alone means every image.
+/// digest of the name is meant, with a digest only that one. With a tag alone no digest is: what has a digest is run by
+/// it, whatever the tag beside it says.
+///
+/// `*` does not reach from the registry into the path: who may name a registry of his own could write any path there. `*` alone
+/// means every image, `*/name` that name at the end of any path of any registry.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 pub struct ImagePattern {
     text: String,
-    /// Registry and repository.
     #[serde(skip)]
-    name: String,
+    name: NamePattern,
     #[serde(skip)]
     tag: Option<String>,
     #[serde(skip)]
     digest: Option<String>,
 }
 
+/// Names that may be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum NamePattern {
+    /// In any registry: registry and repository as one text.
+    Anywhere(String),
+    /// Each for itself.
+    At { registry: String, repository: String },
+}
+
+impl Default for NamePattern {
+    /// Of what is only described, never read: no image at all.
+    fn default() -> Self {
+        Self::Anywhere(String::new())
+    }
+}
+
+impl NamePattern {
+    fn of(name: &str) -> Self {
+        let first = name.split('/').next().unwrap_or(name);
+        if !first.is_empty() && first.bytes().all(|b| b == b'*') {
+            return Self::Anywhere(name.to_owned());
+        }
+        let (registry, repository) = place(name);
+        Self::At { registry, repository }
+    }
+
+    fn allows(&self, image: &ImageRef) -> bool {
+        match self {
+            Self::Anywhere(name) => matches(name, &image.name()),
+            Self::At { registry, repository } => matches(registry, &image.registry) && matches(repository, &image.repository),
+        }
+    }
+}
+
 impl ImagePattern {
     /// Whether it allows `image`.
     #[must_use]
     pub fn allows(&self, image: &ImageRef) -> bool {
-        let part = |wanted: Option<&str>, given: Option<&str>| wanted.is_none_or(|w| given.is_some_and(|g| matches(w, g)));
-        let digest = self.digest.as_deref();
-        matches(&self.name, &image.name())
-            && part(digest, image.digest.as_deref())
+        let build = match (&self.digest, &self.tag, &image.digest, &image.tag) {
             // With a digest the tag says nothing.
-            && (digest.is_some() || part(self.tag.as_deref(), image.tag.as_deref()))
+            (Some(wanted), _, given, _) => given.as_ref() == Some(wanted),
+            (None, None, _, _) => true,
+            // Nobody knows which tag that is, or was.
+            (None, Some(_), Some(_), _) => false,
+            (None, Some(wanted), None, given) => given.as_ref().is_some_and(|given| matches(wanted, given)),
+        };
+        build && self.name.allows(image)
     }
 }
 
@@ -160,13 +205,7 @@ impl FromStr for ImagePattern {
         if digest.as_deref().is_some_and(|d| !is_digest(d)) {
             return Err(invalid("a digest is sha256: and 64 hexadecimal digits, without *"));
         }
-        let name = if name.starts_with('*') {
-            name.to_owned()
-        } else {
-            let (registry, repository) = place(name);
-            format!("{registry}/{repository}")
-        };
-        Ok(Self { text: text.to_owned(), name, tag, digest })
+        Ok(Self { text: text.to_owned(), name: NamePattern::of(name), tag, digest })
     }
 }
 
@@ -224,6 +263,8 @@ mod tests {
             ("redis", "docker.io/library/redis:latest"),
             ("redis:7", "docker.io/library/redis:7"),
             ("docker.io/redis", "docker.io/library/redis:latest"),
+            ("index.docker.io/redis", "docker.io/library/redis:latest"),
+            ("index.docker.io/acme/render:1", "docker.io/acme/render:1"),
             ("acme/render:1.2-b_3", "docker.io/acme/render:1.2-b_3"),
             ("localhost/x", "localhost/x:latest"),
             ("127.0.0.1:5000/a/b/c:v1", "127.0.0.1:5000/a/b/c:v1"),
@@ -238,9 +279,24 @@ mod tests {
 
     #[test]
     fn what_is_no_name_is_refused() {
-        for text in
-            ["", "A", "a b", "a/", "/a", "a..b/c", "-a", "a:", "a:-x", "a@sha256:12", "a@md5:1", "../../x", "a?b", "x.y:99999/a", "a//b"]
-        {
+        for text in [
+            "",
+            "A",
+            "a b",
+            "a/",
+            "/a",
+            "a..b/c",
+            "-a",
+            "a:",
+            "a:-x",
+            "a@sha256:12",
+            "a@md5:1",
+            "../../x",
+            "a?b",
+            "x.y:99999/a",
+            "a//b",
+            "x.y:+80/a",
+        ] {
             assert!(text.parse::<ImageRef>().is_err(), "{text:?}");
         }
     }
@@ -257,7 +313,23 @@ mod tests {
                 vec!["registry.example/acme/a", "registry.example/acme/a/b:1"],
                 vec!["registry.example/acme", "registry.example/other/a", "x.example/registry.example/acme/a"],
             ),
-            ("*/ci-*-runner", vec!["x.example/ci-a-b-runner"], vec!["x.example/ci-runner", "x.example/ci-a-runner-b"]),
+            (
+                "*/ci-*-runner",
+                vec!["x.example/ci-a-b-runner", "x.example/a/ci-b-runner", "ci-a-runner"],
+                vec!["x.example/ci-runner", "x.example/ci-a-runner-b"],
+            ),
+            (
+                "*.corp.example/app",
+                vec!["r.corp.example/app", "a.r.corp.example/app:1"],
+                vec!["evil.example/x.corp.example/app", "corp.example/app", "r.corp.example/x/app"],
+            ),
+            (
+                "registry.*/acme/*",
+                vec!["registry.example/acme/a", "registry.example:5000/acme/a/b"],
+                vec!["registry.evil.example/x/acme/y", "x.example/registry.y/acme/z"],
+            ),
+            ("*redis", vec!["redis", "my-redis:1"], vec!["x.example/redis", "acme/redis"]),
+            ("index.docker.io/acme/*", vec!["acme/a", "docker.io/acme/a"], vec!["x.example/acme/a"]),
             (digested.as_str(), vec![digested.as_str()], vec!["redis", "redis:latest"]),
         ] {
             let allows: ImagePattern = pattern.parse().unwrap();
@@ -268,9 +340,24 @@ mod tests {
                 assert!(!allows.allows(&image(text)), "{pattern} should not allow {text}");
             }
         }
-        // A tag that is pinned by a digest may be refused only for its digest.
-        let tagged: ImagePattern = "redis:7".parse().unwrap();
-        assert!(tagged.allows(&image(&format!("redis:7@{DIGEST}"))));
-        assert!(!tagged.allows(&image(&digested)), "nobody knows which tag that is");
+    }
+
+    /// The digest alone decides what runs; a tag may stand beside any.
+    #[test]
+    fn a_tag_beside_a_digest_allows_nothing() {
+        let (pinned, bare) = (image(&format!("redis:7@{DIGEST}")), image(&format!("redis@{DIGEST}")));
+        for (pattern, allowed) in [
+            ("redis:7".to_owned(), false),
+            ("redis:*".to_owned(), false),
+            ("*:7".to_owned(), false),
+            ("redis".to_owned(), true),
+            ("*".to_owned(), true),
+            (format!("redis@{DIGEST}"), true),
+            (format!("redis:7@{DIGEST}"), true),
+            (format!("redis:7@{}", DIGEST.replace('0', "1")), false),
+        ] {
+            let pattern: ImagePattern = pattern.parse().unwrap();
+            assert_eq!((pattern.allows(&pinned), pattern.allows(&bare)), (allowed, allowed), "{pattern}");
+        }
     }
 }

@@ -49,7 +49,7 @@ fn every_mistake_is_told_at_once_with_key_value_and_what_is_allowed() {
         "colour: no such key",
         "services.a.ports = [\"80\"]: \"80\" is no port",
         "services.b.image: missing",
-        "services.b.imag = \"redis\": unknown field",
+        "services.b.imag: unknown field",
         "services.c.volumes = [\"../x:/y\"]",
     ] {
         assert!(found.contains(wanted), "{wanted} is not in\n{found}");
@@ -67,6 +67,28 @@ fn every_mistake_is_told_at_once_with_key_value_and_what_is_allowed() {
         assert!(found.contains(wanted) && !found.contains("hunter2"), "{wanted} is not in\n{found}");
     }
     assert!(mistakes(&text).iter().all(|mistake| mistake.ends_with("(FILE)")));
+}
+
+/// A mistake is told to whoever reads the terminal or the log, a password to nobody.
+#[test]
+fn no_mistake_tells_what_is_beside_it() {
+    let service = "[services.db]\nimage = \"postgres\"\n";
+    for (line, told) in [
+        ("env = { POSTGRES_PASSWORD = \"hunter2\", PORT = 5432 }", "services.db.env.PORT: "),
+        ("env = { PIN = 7007007, LIST = [\"hunter2\"] }", "services.db.env.PIN: "),
+        ("env = \"hunter2\"", "services.db.env: "),
+        ("env = [\"PASSWORD=hunter2\"]", "services.db.env: "),
+        ("secrets = { A = \"hunter2\", B = 7007007 }", "services.db.secrets.B: "),
+        ("enviroment = { PASSWORD = \"hunter2\" }", "services.db.enviroment: unknown field"),
+        ("PASSWORD = \"hunter2\"", "services.db.PASSWORD: unknown field"),
+        ("env = { PASSWORD = \"hunter2 }", "line 3: "),
+        ("env = { PASSWORD = hunter2 }", "line 3: "),
+    ] {
+        let found = parse(&format!("{service}{line}\n"), "FILE").expect_err(line).to_string();
+        assert!(found.contains(told) && !found.contains("hunter2") && !found.contains("7007007"), "{line}: {found}");
+    }
+    let found = mistakes("environment = { PASSWORD = \"hunter2\" }").join("\n");
+    assert!(found.contains("environment") && !found.contains("hunter2"), "{found}");
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Credentials of registries: from Docker's `config.json`, or from a secret of the task. They are in no log, event or error.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io::Read as _;
 
@@ -16,7 +16,7 @@ use crate::task::ImageRef;
 const LARGEST: u64 = 1 << 20;
 
 /// The name that Docker's own files have for its hub.
-const HUB: &str = "index.docker.io";
+const HUB: &str = "https://index.docker.io/v1/";
 
 /// What a registry is told.
 #[derive(Clone)]
@@ -47,7 +47,7 @@ pub enum CredentialsError {
 #[derive(Deserialize)]
 struct ConfigFile {
     #[serde(default)]
-    auths: HashMap<String, Auth>,
+    auths: BTreeMap<String, Auth>,
 }
 
 /// One registry's, and the JSON that a secret may be.
@@ -72,8 +72,8 @@ struct Header<'a> {
     serveraddress: &'a str,
 }
 
-/// Those that the file at `path` has for the registry of `image`; none for an empty path, and for a registry that is not in it. Read
-/// anew each time, since such files are rotated.
+/// Those that the file at `path` has for `image`; none for an empty path, and for a registry that is not in it. Of several for one
+/// registry those of the longest path count, as containers-auth.json(5) has it. Read anew each time, since such files are rotated.
 ///
 /// # Errors
 /// When the file cannot be read or understood.
@@ -89,8 +89,11 @@ pub(super) fn configured(path: &str, image: &ImageRef) -> Result<Option<Credenti
         // serde's own words may quote what is in the file.
         failed(format!("is not what docker login writes, at line {} column {}", error.line(), error.column()))
     })?;
-    let wanted = if image.registry == "docker.io" { HUB } else { &image.registry };
-    let Some((name, auth)) = file.auths.into_iter().find(|(key, _)| host(key) == wanted) else { return Ok(None) };
+    let own = |key: &str| key == image.registry || (key == HUB && image.registry == "docker.io");
+    let for_it = file.auths.into_iter().filter(|(key, _)| is_for(&place(key), &image.name()));
+    // Of two keys for one place the one that `docker login` writes.
+    let best = for_it.max_by_key(|(key, _)| (place(key).len(), own(key)));
+    let Some((name, auth)) = best else { return Ok(None) };
     // What `docker login` leaves for a registry whose credentials are in a store of the desktop.
     if auth.auth.is_empty() && auth.username.is_empty() && auth.identitytoken.is_empty() {
         return Err(failed(format!("has nothing for {name}: credential helpers are not supported; write its \"auth\" there")));
@@ -98,11 +101,20 @@ pub(super) fn configured(path: &str, image: &ImageRef) -> Result<Option<Credenti
     auth.credentials().map(Some).map_err(|why| failed(format!("has no credentials for {name}: {why}")))
 }
 
-/// `https://index.docker.io/v1/` is written for the hub, `https://host` by some tools.
-fn host(key: &str) -> &str {
-    let key = key.trim_start_matches("https://").trim_start_matches("http://");
-    let host = key.split('/').next().unwrap_or(key);
-    if matches!(host, "docker.io" | "registry-1.docker.io") { HUB } else { host }
+/// Registry and path that a key is for. `https://index.docker.io/v1/` is written for the hub, `https://host` and `https://host/v2/`
+/// by some tools. What else the hub's own tools keep there (`…/v1/access-token`) is below a path that no image has.
+fn place(key: &str) -> String {
+    let bare = ["https://", "http://"].iter().find_map(|scheme| key.strip_prefix(scheme));
+    let is_url = bare.is_some() || key.ends_with('/');
+    let text = bare.unwrap_or(key).trim_end_matches('/');
+    let (host, path) = text.split_once('/').unwrap_or((text, ""));
+    let host = if matches!(host, "index.docker.io" | "registry-1.docker.io") { "docker.io" } else { host };
+    if path.is_empty() || (is_url && matches!(path, "v1" | "v2")) { host.to_owned() } else { format!("{host}/{path}") }
+}
+
+/// Whether the image of that name is at that place, or below it.
+fn is_for(place: &str, name: &str) -> bool {
+    name.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 impl Auth {
@@ -147,7 +159,7 @@ impl Credentials {
         let secret = self.secret.expose_secret();
         let (password, identitytoken) = if self.is_token { ("", secret) } else { (secret, "") };
         let username = if self.is_token { "" } else { self.user.as_str() };
-        let serveraddress = if registry == "docker.io" { "https://index.docker.io/v1/" } else { registry };
+        let serveraddress = if registry == "docker.io" { HUB } else { registry };
         let header = Header { username, password, identitytoken, serveraddress };
         URL_SAFE.encode(serde_json::to_vec(&header).unwrap_or_default())
     }
@@ -209,6 +221,43 @@ mod tests {
         assert_eq!(decoded(&token, "token.example"), serde_json::json!({"identitytoken": "t", "serveraddress": "token.example"}));
         assert!(read(&text, "r.example/a").unwrap().is_none(), "another port is another registry");
         assert!(configured("", &"a".parse().unwrap()).unwrap().is_none());
+    }
+
+    /// Whatever the order in the file is: many rounds, since a map without one would often be right by chance.
+    #[test]
+    fn the_nearest_path_counts() {
+        let keys = [
+            HUB,
+            "https://index.docker.io/v1/access-token",
+            "https://index.docker.io/v1/refresh-token",
+            "quay.example",
+            "https://quay.example",
+            "quay.example/org1",
+            "quay.example/org2",
+            "quay.example/org2/deep",
+            "https://old.example/v2/",
+            "two.example/org",
+        ];
+        let auths: serde_json::Map<_, _> =
+            keys.iter().map(|key| ((*key).to_owned(), serde_json::json!({"username": key, "password": "p"}))).collect();
+        let text = serde_json::json!({"auths": auths}).to_string();
+        for (image, key) in [
+            ("redis", Some(HUB)),
+            ("acme/app", Some(HUB)),
+            ("quay.example/org1/a", Some("quay.example/org1")),
+            ("quay.example/org2/a", Some("quay.example/org2")),
+            ("quay.example/org2/deep/a:1", Some("quay.example/org2/deep")),
+            ("quay.example/org2/deeper", Some("quay.example/org2")),
+            ("quay.example/org3/a", Some("quay.example")),
+            ("old.example/a", Some("https://old.example/v2/")),
+            ("two.example/other/a", None),
+        ] {
+            for _ in 0..8 {
+                let found = read(&text, image).unwrap();
+                let user = found.map(|found| decoded(&found, "r")["username"].as_str().unwrap().to_owned());
+                assert_eq!(user.as_deref(), key, "{image}");
+            }
+        }
     }
 
     #[test]

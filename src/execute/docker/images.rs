@@ -243,7 +243,7 @@ impl Parts {
                 Err(fault) => fault,
             };
             let last = tries >= self.config.pull_retry.max_attempts.max(1);
-            if last || !fault.is_transient() {
+            if last || !fault.is_transient() || !self.has_room_again(engine, &fault).await {
                 pending.fail().await;
                 return Err(fault.told(image, tries, credentials.is_some()));
             }
@@ -260,6 +260,12 @@ impl Parts {
         let removed = evict::make_room(engine, &self.journal, self.config.disk_high_percent).await;
         tracing::info!(%image, tries, removed = removed.len(), "pulled an image");
         Ok(hold)
+    }
+
+    /// Whether the disk was not what was missing, or there is more of it now.
+    async fn has_room_again(&self, engine: &Engine, fault: &Fault) -> bool {
+        fault.kind != verdict::Kind::DiskFull
+            || !evict::make_more_room(engine, &self.journal, self.config.disk_high_percent).await.is_empty()
     }
 
     /// What the worker's own file has for its registry.

@@ -221,7 +221,8 @@ impl Stack {
         Ok(removed)
     }
 
-    /// Name of the network, and the beginning of every other name.
+    /// Name of the network, and before a dot of everything else. No environment has a dot, so that none has another's names: with `-`
+    /// there `b-data` of `a` would be `data` of `a-b`.
     #[must_use]
     pub fn name(&self) -> String {
         format!("windlass-{}", self.environment)
@@ -295,12 +296,12 @@ impl Stack {
     }
 
     fn volume(&self, own: &str) -> String {
-        format!("{}-{own}", self.name())
+        format!("{}.{own}", self.name())
     }
 
     async fn create(&self, name: &str, body: bollard::models::ContainerCreateBody) -> Result<String, StackError> {
         let failed = |error| StackError::Engine { what: format!("service {name} cannot be made"), error };
-        let options = CreateContainerOptions { name: Some(format!("{}-{name}", self.name())), ..CreateContainerOptions::default() };
+        let options = CreateContainerOptions { name: Some(format!("{}.{name}", self.name())), ..CreateContainerOptions::default() };
         let made = self.engine.ask("create", self.engine.api().create_container(Some(options), body)).await.map_err(failed)?;
         if let Err(error) = self.start(name, &made.id).await {
             // It would be in the way of the next one, made from a corrected file.

@@ -123,3 +123,54 @@ async fn mistakes_and_services_that_are_not_ready_are_told() {
     assert_eq!(away.output().await.expect("windlass runs").status.code(), Some(6));
     fleet.finish().await;
 }
+
+/// It cannot be ended from outside, so that a process would be left by each look.
+#[tokio::test]
+async fn a_check_that_hangs_runs_once() {
+    let Some((fleet, engine)) = fleet().await else { return };
+    let environment = fleet.prefix.to_lowercase();
+    let hangs = format!(
+        "environment = \"{environment}\"\n[services.stuck]\nimage = \"{IMAGE}\"\ncommand = [\"sleep\", \"1000\"]\n\
+         health = {{ command = [\"sleep\", \"2000\"], interval_s = 0.05, timeout_s = 1.0, retries = 5 }}\n"
+    );
+    let hangs = file(&fleet, "hangs.toml", &hangs);
+    let (code, _, error) = services(&fleet, &hangs, &["up"]).await;
+    assert!(code == 1 && error.contains("has not ended yet"), "{code} {error}");
+    let (code, lines, _) = services(&fleet, &hangs, &["status"]).await;
+    assert!(code == 1 && is(&lines, &[("stuck", "not_ready")]), "{code} {lines:?}");
+    let id = lines[0]["container_id"].as_str().expect("an id").to_owned();
+    let processes = engine.does("GET", &format!("/containers/{id}/top"), &[200]).text();
+    assert_eq!(processes.matches("sleep 2000").count() + processes.matches("\"2000\"").count(), 1, "{processes}");
+    let (code, _, error) = services(&fleet, &hangs, &["down"]).await;
+    assert_eq!(code, 0, "{error}");
+    fleet.finish().await;
+}
+
+/// Both names may have what stands between them.
+#[tokio::test]
+async fn environments_whose_names_are_alike_share_nothing() {
+    let Some((fleet, engine)) = fleet().await else { return };
+    let one = fleet.prefix.to_lowercase();
+    let other = format!("{one}-b");
+    let text = |environment: &str, volume: &str, service: &str| {
+        format!(
+            "environment = \"{environment}\"\n[services.{service}]\nimage = \"{IMAGE}\"\ncommand = [\"sleep\", \"1000\"]\n\
+             volumes = [\"{volume}:/data\"]\n"
+        )
+    };
+    let first = file(&fleet, "one.toml", &text(&one, "b-data", "b-db"));
+    let second = file(&fleet, "other.toml", &text(&other, "data", "db"));
+    for path in [&first, &second] {
+        let (code, lines, error) = services(&fleet, path, &["up"]).await;
+        assert_eq!(code, 0, "{lines:?} {error}");
+    }
+    let mut volumes = Vec::new();
+    for path in [&first, &second] {
+        let (code, removed, error) = services(&fleet, path, &["down", "--volumes"]).await;
+        assert_eq!((code, removed[0]["volumes"].as_array().map(Vec::len)), (0, Some(1)), "{removed:?} {error}");
+        volumes.push(removed[0]["volumes"][0].clone());
+    }
+    assert_ne!(volumes[0], volumes[1]);
+    assert!(engine.containers(&[&format!("windlass.environment={other}")]).is_empty());
+    fleet.finish().await;
+}

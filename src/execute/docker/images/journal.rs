@@ -29,6 +29,10 @@ use crate::wire::sha256_hex;
 const LATE: Duration = Duration::from_secs(3600);
 /// Longest record that is read, bytes.
 const LONGEST: u64 = 1 << 20;
+/// Lines of a pull that is under way.
+const LINES: usize = 2;
+/// Ends half a line, so that it names nothing.
+const BROKEN: &str = "?\n";
 
 /// The record of one engine's images.
 #[derive(Debug, Clone)]
@@ -174,7 +178,9 @@ fn begin(path: PathBuf, text: &str) -> io::Result<Pending> {
         if std::os::unix::fs::MetadataExt::nlink(&file.metadata()?) == 0 {
             continue;
         }
-        if file.metadata()?.len() == 0 {
+        // Nothing yet, or what a full disk left of it.
+        if read(&file)?.len() < LINES {
+            file.set_len(0)?;
             file.write_all(text.as_bytes())?;
         }
         // What it was before the first of those who pull it now, or died as they did.
@@ -191,7 +197,9 @@ fn note(path: &Path, references: &[String]) -> io::Result<Hold> {
     record.lock_shared()?;
     let known = read(&record)?;
     let new: String = references.iter().filter(|new| !known.contains(new)).map(|new| format!("{new}\n")).collect();
-    record.write_all(new.as_bytes())?;
+    // Half a line before it would be one with it.
+    let begin = if new.is_empty() || is_whole(&record)? { "" } else { BROKEN };
+    record.write_all(format!("{begin}{new}").as_bytes())?;
     let _ = record.set_modified(SystemTime::now());
     Ok(Hold { record })
 }
@@ -206,13 +214,24 @@ fn read(file: &File) -> io::Result<Vec<String>> {
     Ok(whole.split('\n').map(str::to_owned).collect())
 }
 
+/// Whether its last line has an end.
+fn is_whole(file: &File) -> io::Result<bool> {
+    let length = file.metadata()?.len();
+    let mut last = [b'\n'];
+    if length > 0 {
+        std::os::unix::fs::FileExt::read_exact_at(file, &mut last, length - 1)?;
+    }
+    Ok(last == [b'\n'])
+}
+
 fn abandoned(path: PathBuf) -> Option<Abandoned> {
     let lock = File::options().read(true).append(true).open(&path).ok()?;
     lock.try_lock().ok()?;
     let lines = read(&lock).ok()?;
     let (reference, before) = (lines.first()?.parse(), lines.get(1).filter(|id| !id.is_empty()).cloned());
-    let Ok(reference) = reference else {
-        // It died before it had written what it would pull, and so before it did.
+    let (Ok(reference), LINES..) = (reference, lines.len()) else {
+        // It died before it had written what it would pull and what was there before, and so before it pulled; or the disk was
+        // full, and nobody knows any more whose the image is.
         let _ = std::fs::remove_file(&path);
         return None;
     };
@@ -241,7 +260,8 @@ impl Entry {
         let record = File::options().read(true).append(true).open(&self.path).ok()?;
         record.try_lock().ok()?;
         let mut references = read(&record).ok()?;
-        references.retain(|reference| !reference.is_empty());
+        // What a full disk or a power cut left half is none.
+        references.retain(|reference| reference.parse::<ImageRef>().is_ok());
         // Another worker was faster.
         (!references.is_empty()).then_some(Unused { references, record })
     }
@@ -302,71 +322,4 @@ impl Drop for Hold {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn image(id: char, digest: char) -> ImageInspect {
-        let repeat = |c: char| format!("sha256:{}", c.to_string().repeat(64));
-        ImageInspect {
-            id: Some(repeat(id)),
-            repo_digests: Some(vec![format!("r.example/a@{}", repeat(digest)), format!("other.example/a@{}", repeat('9'))]),
-            ..Default::default()
-        }
-    }
-
-    #[tokio::test]
-    async fn what_was_pulled_is_known_and_what_was_there_is_not() {
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::new(dir.path(), "unix:///x");
-        let reference: ImageRef = "r.example/a:1".parse().unwrap();
-        let (old, new) = (image('a', '1'), image('b', '2'));
-        assert!(journal.begin(&reference, old.id.as_deref()).await.done(&journal, &reference, &old).await.is_none());
-        assert!(journal.entries().is_empty(), "the operator's own");
-        let hold = journal.begin(&reference, old.id.as_deref()).await.done(&journal, &reference, &new).await.unwrap();
-        let [entry] = &journal.entries()[..] else { panic!("one entry") };
-        assert_eq!(Some(&entry.id), new.id.as_ref());
-        assert!(entry.unused().is_none(), "in use");
-        drop(hold);
-        let unused = entry.unused().unwrap();
-        assert_eq!(unused.references, ["r.example/a:1".to_owned(), format!("r.example/a@sha256:{}", "2".repeat(64))]);
-        drop(unused);
-        assert!(journal.abandoned().is_empty());
-    }
-
-    #[tokio::test]
-    async fn who_comes_too_late_is_told_so() {
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::new(dir.path(), "unix:///x");
-        let (reference, found): (ImageRef, _) = ("r.example/a:1".parse().unwrap(), image('b', '2'));
-        let id = found.id.clone().unwrap();
-        assert!(matches!(journal.hold(&id).await, Ok(None)), "nobody's");
-        drop(journal.pulled(&reference, &found).await.unwrap());
-        assert!(matches!(journal.hold(&id).await, Ok(Some(_))));
-        let unused = journal.entries()[0].unused().unwrap();
-        let (late, asked) = (journal.clone(), id.clone());
-        let waiting = tokio::spawn(async move { late.hold(&asked).await.is_err() });
-        unused.removed();
-        assert!(waiting.await.unwrap(), "it waited for the removal and saw it");
-        assert!(journal.entries().is_empty());
-        drop(journal.pulled(&reference, &found).await.unwrap());
-        assert_eq!(journal.entries().len(), 1, "pulled again");
-    }
-
-    #[tokio::test]
-    async fn a_pull_whose_worker_died_is_found() {
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::new(dir.path(), "unix:///x");
-        let reference: ImageRef = "r.example/a:1".parse().unwrap();
-        let pending = journal.begin(&reference, Some("sha256:00")).await;
-        assert!(journal.abandoned().is_empty(), "its worker lives");
-        drop(pending);
-        {
-            let [abandoned] = &journal.abandoned()[..] else { panic!("one") };
-            assert_eq!((&abandoned.reference, abandoned.before.as_deref()), (&reference, Some("sha256:00")));
-        }
-        let again = journal.begin(&reference, Some("sha256:11")).await;
-        assert_eq!(again.before.as_deref(), Some("sha256:00"), "what it is now, the dead one may have pulled");
-        again.fail().await;
-        assert!(journal.abandoned().is_empty());
-    }
-}
+mod tests;
