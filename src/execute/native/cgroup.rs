@@ -109,7 +109,9 @@ impl Site {
         };
         for (hierarchy, dir) in self.each(group) {
             let path = hierarchy.path.join(&group.name);
-            let target = limits::Target { dir, path, v2: hierarchy.v2, carries: &hierarchy.carries, page_bytes: self.page_bytes };
+            // In containers one process dies, as with every engine's own limit: which of the two limits is met first is chance.
+            let whole = !group.held;
+            let target = limits::Target { dir, path, v2: hierarchy.v2, carries: &hierarchy.carries, page_bytes: self.page_bytes, whole };
             limits::set(&target, limits, io_device)?;
         }
         Ok(())

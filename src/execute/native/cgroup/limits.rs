@@ -32,6 +32,8 @@ pub(super) struct Target<'a> {
     pub carries: &'a [Controller],
     /// What memory limits are counted in.
     pub page_bytes: u64,
+    /// Out of memory the kernel kills everything in it, not one process.
+    pub whole: bool,
 }
 
 /// Default period of the CPU controller; quotas below its minimum of 1 ms need the longest one.
@@ -121,7 +123,7 @@ fn memory(target: &Target<'_>, bytes: u64) -> Result<(), SpawnError> {
         Err(_) if files::read(target.dir, swap).is_err_and(|e| e.kind() == io::ErrorKind::NotFound) => {}
         Err(error) => return Err(with_cause(if target.v2 { "memory.swap.max" } else { "memory.memsw.limit_in_bytes" })(error)),
     }
-    if target.v2 {
+    if target.v2 && target.whole {
         files::write(target.dir, "memory.oom.group", "1").map_err(|e| refused("memory.oom.group", e))?;
         read_back(target, "memory.oom.group", "1")?;
     }
