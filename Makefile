@@ -1,6 +1,6 @@
 # `make help` says what there is.
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-host test-vm test-faults soak chaos lint bench model schemas nats promtool python node disks packaging fuzz \
+.PHONY: help demo test test-host test-vm test-vm-systemd test-faults soak chaos lint bench model schemas nats promtool python node disks packaging fuzz \
 	fuzz-short install uninstall image image-test deb deb-test deny msrv
 
 CARGO ?= cargo
@@ -45,8 +45,12 @@ chaos: nats ## 2,000 tasks and 50 kills of workers and supervisors, and nothing 
 	WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" WINDLASS_CHAOS_TASKS=$${CHAOS_TASKS:-2000} WINDLASS_CHAOS_KILLS=$${CHAOS_KILLS:-50} \
 		$(CARGO) test --locked $(CRASH_POINTS) --test integration leftovers:: -- --nocapture
 
-test-vm: nats ## limits, kills, takeover, delegation under cgroup2 alone: Debian's kernel in qemu, no rights needed (VM_KERNEL=FILE for another one)
+test-vm: nats docker ## limits, kills, takeover, delegation, containers under cgroup2 alone: Debian's kernel in qemu, no rights needed (VM_KERNEL=FILE for another one)
 	@CARGO="$(CARGO)" WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" tests/vm/run.sh
+
+# Not a part of `make test`: it takes root, and debootstrap the first time.
+test-vm-systemd: nats ## containers under systemd, in Debian's own setup of Docker (VM_SUITE=trixie for its newer one; root, debootstrap)
+	@CARGO="$(CARGO)" WINDLASS_TEST_NATS_SERVER="$$(deploy/fetch-nats.sh)" tests/vm/systemd.sh
 
 # Each target for FUZZ_SECONDS, or one of them: make fuzz FUZZ_TARGETS=config. What is new and worth keeping goes to fuzz/work
 # (`fuzz/keep.sh` takes it over into the corpus), findings to fuzz/artifacts.

@@ -5,6 +5,9 @@
 //! `busybox` (static) and util-linux are there; elsewhere its tests say that they are skipped. There is no registry to pull from:
 //! images are made here and imported ([`image`]).
 //!
+//! With `WINDLASS_TEST_ENGINE_ROOT=DIR` it is the engine of another system, whose root directory that is (debootstrap makes one): the
+//! programs of its `/usr` are seen in that namespace in place of the machine's. `WINDLASS_TEST_ENGINE_CONFIG` is its `daemon.json`.
+//!
 //! What the engine calls 127.0.0.1 is not the machine's: [`Engine::reach`] and [`Engine::expose`] lead from one to the other.
 
 use std::path::{Path, PathBuf};
@@ -99,9 +102,14 @@ impl Engine {
 
     /// What a worker's settings need for tasks of class `cpu_short` to run here.
     pub fn settings(&self) -> Vec<(String, String)> {
-        [("DOCKER__HOST", self.host().as_str()), ("DOCKER__IMAGES", "[\"*\"]"), ("CLASSES__CPU_SHORT__RUNTIMES", RUNTIMES)]
-            .map(|(key, value)| (key.to_owned(), value.to_owned()))
-            .to_vec()
+        let (host, patience) = (self.host(), (30 * super::slowness()).to_string());
+        let known = [
+            ("DOCKER__HOST", host.as_str()),
+            ("DOCKER__IMAGES", "[\"*\"]"),
+            ("DOCKER__REQUEST_TIMEOUT_S", patience.as_str()),
+            ("CLASSES__CPU_SHORT__RUNTIMES", RUNTIMES),
+        ];
+        known.map(|(key, value)| (key.to_owned(), value.to_owned())).to_vec()
     }
 
     /// Starts dockerd, and waits until it answers.
@@ -111,7 +119,8 @@ impl Engine {
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
         let path = |name: &str| self.dir.join(name).display().to_string();
         // Named, so that what the machine has in /etc does not count.
-        std::fs::write(self.dir.join("daemon.json"), "{}").expect("a configuration");
+        let config = std::env::var("WINDLASS_TEST_ENGINE_CONFIG").unwrap_or_else(|_| "{}".into());
+        std::fs::write(self.dir.join("daemon.json"), config).expect("a configuration");
         let mut command = self.ground.command(&which("dockerd").ok_or("no dockerd")?);
         command.args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid"), "-H", &self.host()]);
         command.args(["--config-file", &path("daemon.json"), "--cgroup-parent", &format!("/{}", self.cgroup)]);

@@ -5,7 +5,7 @@ use serde_json::json;
 use windlass::task::log_chunk::LogStream;
 use windlass::task::{EventKind, Outcome, Reason};
 
-use crate::harness::{Fleet, Job};
+use crate::harness::{Fleet, Job, slowness};
 
 /// Lines of a task's standard output.
 async fn lines(fleet: &Fleet, job: &Job) -> Vec<String> {
@@ -138,12 +138,13 @@ async fn what_cannot_start_says_why() {
 async fn limits_hold_in_a_container() {
     let Some(fleet) = Fleet::docker(&[]).await else { return };
     fleet.worker(&[]);
-    let eater = Job::container_script("head -c 400m /dev/zero | tail").memory("32MiB");
+    let long = 60.0 * f64::from(slowness());
+    let eater = Job::container_script("head -c 400m /dev/zero | tail").memory("32MiB").timeout(long);
     let task = fleet.submit(&eater).await;
     let end = fleet.end(&task).await;
     assert_eq!(end.reason, Some(Reason::OomKilled), "{:?} {:?}", end.error, end.usage);
     assert!(end.usage.unwrap().oom_kills >= 1);
-    let coping = Job::container_script("(head -c 400m /dev/zero | tail) ; echo survived").memory("32MiB");
+    let coping = Job::container_script("(head -c 400m /dev/zero | tail) ; echo survived").memory("32MiB").timeout(long);
     let task = fleet.submit(&coping).await;
     let end = fleet.end(&task).await;
     assert_eq!(end.reason, Some(Reason::Ok), "an exit status of 0 is success: {:?}", end.error);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::super::{PATIENCE, Task};
+use super::super::{PATIENCE, Task, slowness};
 use super::Engine;
 use super::image::encoded;
 
@@ -48,7 +48,7 @@ impl Engine {
     /// One request.
     pub fn ask(&self, method: &str, path: &str, body: &[u8]) -> std::io::Result<Answer> {
         let mut stream = UnixStream::connect(self.socket())?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(PATIENCE * slowness()))?;
         let kind = if body.first() == Some(&b'{') { "application/json" } else { "application/x-tar" };
         // In version 1.0 nothing is chunked, and the end of the answer is the end of the connection.
         let head = format!("{method} {path} HTTP/1.0\r\nHost: docker\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n", body.len());
@@ -81,7 +81,7 @@ impl Engine {
     /// Waits for a container of a task that runs, and returns its id.
     pub async fn container_of(&self, task: &Task) -> String {
         let label = format!("windlass.task={}", task.id);
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + PATIENCE * slowness();
         loop {
             let found = self.containers(&[&label, "windlass.role=task"]);
             if let Some(running) = found.into_iter().find(|container| container.state == "running") {

@@ -45,6 +45,8 @@ if [ -n "$CGROUP" ]; then
     [ "$top" != /sys/fs/cgroup ] || break
   done
 fi
+# Another engine than the machine's: programs and libraries of the root directory of another system.
+[ -z "$ENGINE_ROOT" ] || mount --rbind "$ENGINE_ROOT/usr" /usr
 busybox ip link set lo up
 echo ready
 exec cat >/dev/null
@@ -68,6 +70,7 @@ impl Ground {
             .envs([("PATH", SEARCHED), ("SCRIPT", HOLDER), (MARK, watchdog().mark())])
             .env("DIR", dir)
             .env("CGROUP", cgroup.unwrap_or_default())
+            .env("ENGINE_ROOT", std::env::var_os("WINDLASS_TEST_ENGINE_ROOT").unwrap_or_default())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
