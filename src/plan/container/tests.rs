@@ -97,7 +97,7 @@ fn every_refusal_names_its_field_its_value_and_what_is_allowed() {
         (
             with(json!({"image": format!("redis:7@sha256:{}", "0".repeat(64))})),
             Reason::ImageRefused,
-            "; allowed: redis:7*, registry.example/app",
+            "execution.image: tenant acme may not use docker.io/library/redis:7@sha256:000",
         ),
         (with(json!({"script": "true"})), Reason::InvalidAssignment, "execution: runtime docker takes entrypoint and command, not script"),
         (with(json!({"args": ["a"]})), Reason::InvalidAssignment, "execution: runtime docker takes entrypoint and command"),
