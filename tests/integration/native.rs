@@ -56,6 +56,8 @@ macro_rules! supervisor {
 }
 
 // Below the macro, which it uses.
+#[path = "native/foreign.rs"]
+mod foreign;
 #[path = "native/held.rs"]
 mod held;
 
