@@ -28,6 +28,7 @@ mod evict;
 mod identity;
 mod network;
 mod output;
+mod removal;
 mod requests;
 
 pub use container::{Container, Launch};

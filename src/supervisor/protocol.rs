@@ -71,6 +71,8 @@ pub struct HoldRequest {
     pub directory: String,
     /// Everything below it is killed when it is not renewed within this many milliseconds; absent: no lease.
     pub lease_ms: Option<u64>,
+    /// The engine puts its processes elsewhere: there is no cgroup to make.
+    pub elsewhere: bool,
 }
 
 /// Where a worker's containers are found when it is gone.

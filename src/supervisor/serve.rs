@@ -274,7 +274,8 @@ impl Server {
     /// A task whose processes somebody else starts: its cgroup is made, limited and watched like any other.
     fn try_hold(&mut self, request: HoldRequest) -> Result<Option<String>, SpawnError> {
         self.admit(request.id, &request.cgroup)?;
-        let (tree, parent) = match self.site.hold(&request.cgroup)? {
+        let held = if request.elsewhere { None } else { self.site.hold(&request.cgroup)? };
+        let (tree, parent) = match held {
             None => (Tree::Elsewhere, None),
             Some((mut group, parent)) => {
                 crash::point(Point::CgroupMade);

@@ -167,7 +167,7 @@ async fn supervisor(name: &str, instance: &str) -> Option<(Supervisor, String)> 
 
 fn holding() -> Holding {
     let limits = Limits { cpus: 1.0, memory_bytes: 256 << 20, pids: 512, timeout_ms: 60_000, io: None, enforced: true };
-    Holding { cgroup: "t.1".into(), limits, directory: "/".into(), lease: None }
+    Holding { cgroup: "t.1".into(), limits, directory: "/".into(), lease: None, elsewhere: false }
 }
 
 /// Cgroups below the parent, and the parent itself; removed when there is nothing in it.

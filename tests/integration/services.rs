@@ -14,7 +14,7 @@ use crate::harness::docker::image::with_libraries;
 use crate::harness::job::Gate;
 use crate::harness::server::skip;
 use crate::harness::watchdog::watchdog;
-use crate::harness::{Engine, Fleet, Job, PATIENCE, Task};
+use crate::harness::{Engine, Fleet, Job, PATIENCE, Server, Task};
 
 #[path = "services/stack.rs"]
 mod stack;
@@ -305,6 +305,24 @@ async fn services_of_a_worker_that_is_killed_are_removed() {
     fleet.worker(&[]);
     let end = fleet.end(&task).await;
     assert_eq!(end.reason, Some(Reason::Ok), "{}\n{}", said(&end), fleet.logs());
+    nothing_is_left_of(&engine, &task).await;
+    fleet.finish().await;
+}
+
+#[tokio::test]
+async fn an_engine_that_stands_still_does_not_keep_a_task_with_services_from_ending() {
+    let (Some(server), Some(engine)) = (Server::shared(), Engine::private(&[])) else { return };
+    let settings = [("DOCKER__REQUEST_TIMEOUT_S", "2"), ("CLASSES__CPU_SHORT__NETWORKS", r#"["none"]"#)];
+    let fleet = Fleet::with_engine(server, std::sync::Arc::clone(&engine), &settings).await;
+    fleet.worker(&[]);
+    let job = with(Job::container_script("echo runs; sleep 1000"), &[answering("db"), answering("cache")]);
+    let task = fleet.submit(&job).await;
+    fleet.output_has(&task, "runs").await;
+    engine.freeze();
+    fleet.cancel(&task).await;
+    let end = tokio::time::timeout(PATIENCE, fleet.end(&task)).await;
+    engine.thaw();
+    assert_eq!(end.expect("an end, although the engine does not answer").reason, Some(Reason::Canceled));
     nothing_is_left_of(&engine, &task).await;
     fleet.finish().await;
 }

@@ -32,7 +32,7 @@ pub(super) use limits::own_limits;
 pub(super) use own::Own;
 
 /// Longest wait for a container to be removed before its end is told; the keeper goes on after that.
-const GONE: Duration = Duration::from_secs(5);
+pub(super) const GONE: Duration = Duration::from_secs(5);
 
 /// A container to be run.
 #[derive(Debug)]

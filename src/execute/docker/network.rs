@@ -34,14 +34,21 @@ pub(super) async fn create(engine: &Engine, name: &str, labels: HashMap<String, 
 pub(super) async fn remove(engine: &Engine, id: &str) -> Result<(), EngineError> {
     let mut tries = 1;
     loop {
-        match engine.ask("remove network", engine.api().remove_network(id)).await {
-            Ok(()) => return Ok(()),
-            Err(error) if error.is_not_found() => return Ok(()),
+        match remove_found(engine, id).await {
+            Ok(_) => return Ok(()),
             // 403: a container is in it still.
             Err(error) if tries < TRIES && (error.is_transient() || is_in_use(&error)) => tries += 1,
             Err(error) => return Err(error),
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// One try; whether it was there.
+pub(super) async fn remove_found(engine: &Engine, id: &str) -> Result<bool, EngineError> {
+    match engine.ask("remove network", engine.api().remove_network(id)).await {
+        Err(error) if error.is_not_found() => Ok(false),
+        answer => answer.map(|()| true),
     }
 }
 

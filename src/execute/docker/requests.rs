@@ -103,10 +103,16 @@ impl Engine {
     /// Removes it with its nameless volumes, whatever it does. One that is not there is removed, and so is one that somebody is
     /// removing.
     pub(super) async fn remove(&self, name: &str) -> Result<(), EngineError> {
+        self.remove_found(name).await.map(drop)
+    }
+
+    /// Likewise; whether it was there.
+    pub(super) async fn remove_found(&self, name: &str) -> Result<bool, EngineError> {
         let options = RemoveContainerOptions { force: true, v: true, link: false };
         match self.ask("remove a container", self.api().remove_container(name, Some(options))).await {
-            Err(error) if error.is_not_found() || error.is_conflict() => Ok(()),
-            answer => answer,
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) if error.is_conflict() => Ok(true),
+            answer => answer.map(|()| true),
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 mod body;
 mod hold;
 pub(super) mod last_words;
+mod made;
 pub(super) mod probe;
 mod running;
 

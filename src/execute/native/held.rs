@@ -26,6 +26,9 @@ pub struct Holding {
     pub directory: PathBuf,
     /// The supervisor kills everything below it when it is not renewed within this time. `None`: no lease.
     pub lease: Option<Duration>,
+    /// The engine does not put containers into cgroups that it is given: none is made, and what is kept for the task stays kept
+    /// until whoever removes the container is done.
+    pub elsewhere: bool,
 }
 
 impl Supervisor {
@@ -40,8 +43,9 @@ impl Supervisor {
         let directories = self.capabilities.directories.iter().map(|instance| instance.join(&holding.cgroup)).collect();
         // From here on the guard releases what was made, should this future be dropped.
         let mut held = Held { parent: None, directories, id, link: self.link.clone(), exited: Some(exited) };
-        let Holding { cgroup, limits, directory, lease } = holding;
-        let request = HoldRequest { id, cgroup, limits, directory: directory.display().to_string(), lease_ms: lease.map(millis) };
+        let Holding { cgroup, limits, directory, lease, elsewhere } = holding;
+        let request =
+            HoldRequest { id, cgroup, limits, directory: directory.display().to_string(), lease_ms: lease.map(millis), elsewhere };
         if let Err(e) = self.link.send(&Request::Hold(Box::new(request)), Vec::new()) {
             held.exited = None;
             self.link.forget(id);

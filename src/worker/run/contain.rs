@@ -65,11 +65,17 @@ impl Run<'_> {
     ) -> Result<Running, Box<Ended>> {
         let containers = Arc::clone(&self.shared.containers);
         let order = self.order(container, workspace, facts, provided).await?;
-        let holding = Holding { cgroup: self.name(), limits: self.plan.limits(), directory: workspace.dir.clone(), lease: self.lease() };
+        let holding = Holding {
+            cgroup: self.name(),
+            limits: self.plan.limits(),
+            directory: workspace.dir.clone(),
+            lease: self.lease(),
+            elsewhere: !containers.can_hold(&engine),
+        };
         let held = self.shared.supervisor.hold(holding).await.map_err(|failure| self.not_spawned(failure))?;
         crash::point(Point::ContainerHeld);
-        let within = held.parent().is_some() && containers.can_hold(&engine);
-        let order = Order { cgroup_parent: held.parent().filter(|_| within).map(str::to_owned), init: engine.facts().has_init, ..order };
+        let within = held.parent().is_some();
+        let order = Order { cgroup_parent: held.parent().map(str::to_owned), init: engine.facts().has_init, ..order };
         let Streams { recorder, stdout, stderr } = self.streams()?;
         let mut container = Container::launch(Launch {
             engine,

@@ -66,7 +66,7 @@ async fn ended(mut child: std::process::Child) -> std::process::ExitStatus {
 }
 
 fn holding(limits: Limits) -> Holding {
-    Holding { cgroup: unique("held"), limits, directory: "/".into(), lease: None }
+    Holding { cgroup: unique("held"), limits, directory: "/".into(), lease: None, elsewhere: false }
 }
 
 /// Holds one, with the engine's directory below; `None` where containers have to do without.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::output::{self, Frames, Input, Pipes};
 use super::super::refusal::Refusal;
+use super::super::removal::{Kind, Removal};
 use super::super::requests::Ended;
 use super::super::{Engine, EngineError};
 use super::own::Own;
@@ -18,7 +19,6 @@ use super::{Command, Launch, until};
 use crate::crash::{self, Point};
 use crate::execute::native::Held;
 use crate::execute::{Exit, SupervisorLost};
-use crate::retry::Delays;
 use crate::supervisor::protocol::{ExitReport, ExitStatus};
 use crate::task::limits::Usage;
 use crate::telemetry::causes;
@@ -75,6 +75,8 @@ pub(super) struct Keeper {
     unwanted: CancellationToken,
     /// The engine may have it.
     left: bool,
+    /// It did not answer when it was told to make it.
+    unanswered: bool,
 }
 
 impl Keeper {
@@ -90,6 +92,7 @@ impl Keeper {
             commands,
             unwanted,
             left: false,
+            unanswered: false,
         }
     }
 
@@ -150,8 +153,7 @@ impl Keeper {
 
     /// What it is told meanwhile, until the next that matters.
     async fn serve(&mut self, id: &str, course: &mut Course) -> Result<(), SupervisorLost> {
-        let far = Instant::now() + Duration::from_secs(3600);
-        let lease = self.lease.filter(|_| !self.within && !course.lease_expired).unwrap_or(far);
+        let lease = self.lease.filter(|_| !self.within && !course.lease_expired);
         let lost = async {
             match &self.held {
                 Some(held) => held.supervisor_lost().await,
@@ -166,14 +168,14 @@ impl Keeper {
                 None => {
                     self.stop(id, Duration::ZERO, course);
                     // Nobody tells it anything any more.
-                    sleep_until(course.kill_at.unwrap_or(far)).await;
+                    at(course.kill_at).await;
                     self.kill_again(id, course);
                 }
             },
-            () = sleep_until(course.kill_at.unwrap_or(far)), if course.kill_at.is_some() => {
+            () = at(course.kill_at) => {
                 self.kill_again(id, course);
             }
-            () = sleep_until(lease) => {
+            () = at(lease) => {
                 course.lease_expired = true;
                 self.stop(id, Duration::ZERO, course);
             }
@@ -299,19 +301,29 @@ impl Keeper {
             return;
         }
         crash::point(Point::ContainerRemoval);
-        match self.engine.remove(&self.name).await {
-            Ok(()) => self.left = false,
+        match self.removal().try_once().await {
+            Ok(gone) => self.left = !gone,
             Err(error) => tracing::warn!(error = %causes(&error), name = self.name, "a container is not removed yet"),
         }
     }
 
-    /// Until it is removed: an engine that is away comes back, and may make then what was asked of it before.
+    /// Until it is removed.
     pub(super) async fn insist(&mut self) {
-        let mut delays = Delays::new(Duration::from_millis(500), Duration::from_secs(30));
-        while self.left {
-            delays.wait().await;
-            self.left = self.engine.remove(&self.name).await.is_err();
+        if self.left {
+            self.removal().insist().await;
         }
+    }
+
+    fn removal(&self) -> Removal {
+        Removal::of(&self.engine, Kind::Container, &self.name, self.unanswered)
+    }
+}
+
+/// Resolves then; never without a time.
+async fn at(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -27,7 +27,8 @@ impl Hold {
         };
         let lease = request.lease.as_ref().map(|lease| lease.borrow().saturating_duration_since(Instant::now()));
         let cgroup = format!("{}.{service}", request.attempt);
-        let holding = Holding { cgroup, limits: body::limits(request, asked), directory: request.directory.clone(), lease };
+        let holding =
+            Holding { cgroup, limits: body::limits(request, asked), directory: request.directory.clone(), lease, elsewhere: false };
         match supervisor.hold(holding).await {
             Ok(held) => {
                 let parent = held.parent().map(str::to_owned);

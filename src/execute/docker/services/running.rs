@@ -1,29 +1,27 @@
 //! Services that run, from the first container to the removal of the last.
 
-use std::path::Path;
 use std::time::Duration;
 
-use bollard::errors::Error;
-use bollard::models::HostConfig;
-use bollard::query_parameters::WaitContainerOptionsBuilder;
-use futures_util::StreamExt as _;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{self, Place};
 use super::hold::Hold;
+use super::made::Made;
 use super::probe::{self, Look};
 use super::{Asked, Request, interrupted, last_words, of_engine, unhealthy};
-use crate::execute::docker::container::{Own, own_limits};
+use crate::execute::docker::container::GONE;
 use crate::execute::docker::engine::{Engine, EngineError};
 use crate::execute::docker::labels::Role;
+use crate::execute::docker::removal::{Kind, Removal};
 use crate::execute::docker::{Ready, Refusal, mounts, network, refusal};
 use crate::plan::Service;
-use crate::task::{HealthCheck, Limits, Reason, Tenant};
-use crate::telemetry::{causes, metrics, spawn_blocking};
+use crate::task::{HealthCheck, Reason, Tenant};
+use crate::telemetry::{metrics, spawn_blocking};
 
 /// How a container ended: its status, or why that is not known.
-type End = Result<i64, EngineError>;
+type End = Result<i32, EngineError>;
 
 /// Services that are ready. Dropped, they are removed in the background; better [`Running::stop`] them.
 #[derive(Debug)]
@@ -41,6 +39,8 @@ struct There {
     tenant: Tenant,
     /// Its name, which is known before its id.
     network: String,
+    /// The engine did not answer when it was told to make it.
+    unanswered: bool,
     containers: Vec<Container>,
 }
 
@@ -50,6 +50,7 @@ struct Container {
     service: String,
     /// Likewise.
     name: String,
+    unanswered: bool,
     hold: Hold,
     started: bool,
     /// Not removed to make room as long as the container is there.
@@ -60,7 +61,7 @@ struct Container {
 pub(super) async fn bring_up(request: Request, stop: &CancellationToken) -> Result<Running, Refusal> {
     let engine = request.engine.on_behalf_of(&request.tenant);
     let network = request.owner.fresh_name();
-    let there = There { engine, tenant: request.tenant.clone(), network, containers: Vec::new() };
+    let there = There { engine, tenant: request.tenant.clone(), network, unanswered: false, containers: Vec::new() };
     let mut running = Running { there: Some(there), watched: JoinSet::new(), fallen: None };
     match running.begin(&request, stop).await {
         Ok(()) => Ok(running),
@@ -79,9 +80,11 @@ impl Running {
     }
 
     async fn begin(&mut self, request: &Request, stop: &CancellationToken) -> Result<(), Refusal> {
-        let Some(there) = &self.there else { return Ok(()) };
+        let Some(there) = &mut self.there else { return Ok(()) };
         let labels = body::labels(request, Role::Network, None);
-        network::create(&there.engine, &there.network, labels, request.way_out).await.map_err(|error| no_network(&error))?;
+        let made = network::create(&there.engine, &there.network, labels, request.way_out).await;
+        there.unanswered = is_unanswered(&made);
+        made.map_err(|error| no_network(&error))?;
         for asked in &request.services {
             if stop.is_cancelled() {
                 return Err(interrupted());
@@ -110,9 +113,14 @@ impl Running {
         let refused = |error: EngineError| of_engine("it cannot be started", &error);
         // Before it is there: an answer that is lost leaves a container.
         let image = asked.image.clone();
-        there.containers.push(Container { service: service.name.clone(), name: name.clone(), hold, started: false, _image: image });
+        let (service_name, own_name) = (service.name.clone(), name.clone());
+        there.containers.push(Container { service: service_name, name: own_name, unanswered: false, hold, started: false, _image: image });
         let asked_of = body.host_config.clone().unwrap_or_default();
-        let (id, warnings) = there.engine.create(&name, body).await.map_err(refused).map_err(named)?;
+        let created = there.engine.create(&name, body).await;
+        if let Some(last) = there.containers.last_mut() {
+            last.unanswered = is_unanswered(&created);
+        }
+        let (id, warnings) = created.map_err(refused).map_err(named)?;
         let made = Made { id, warnings, asked: asked_of, limits: body::limits(request, asked) };
         let hold = there.containers.last().map(|container| &container.hold);
         made.start(&there.engine, hold, &request.cgroups, refused).await.map_err(named)?;
@@ -170,11 +178,12 @@ impl Running {
         there.told_end(container, end).await
     }
 
-    /// Removes containers and network; the task's container must be gone from it. To be waited for.
+    /// Removes containers and network; the task's container must be gone from it. To be waited for: completes when they are gone,
+    /// or when that takes so long that it must not be waited for.
     pub async fn stop(mut self) {
         self.watched.abort_all();
         if let Some(there) = self.there.take() {
-            there.remove().await;
+            let _ = timeout(GONE, tokio::spawn(there.remove())).await;
         }
     }
 }
@@ -195,7 +204,7 @@ impl There {
             Err(_) => unhealthy(format!("service {service} is gone: its container was removed")),
             Ok(status) => {
                 let words = last_words::of(&self.engine, &container.name).await;
-                if let Some(refusal) = i32::try_from(*status).ok().and_then(|status| refusal::of_init(status, &words)) {
+                if let Some(refusal) = refusal::of_init(*status, &words) {
                     return Refusal { error: format!("service {service}: {}", refusal.error), ..refusal };
                 }
                 let words = last_words::sentence(&words);
@@ -204,60 +213,29 @@ impl There {
         }
     }
 
-    /// The last first, as nobody depends on it.
+    /// The last first, as nobody depends on it. Completes when all is gone, whenever the engine lets it.
     async fn remove(self) {
-        let Self { engine, tenant, network, containers } = self;
-        for Container { service, name, hold, started, .. } in containers.into_iter().rev() {
-            if let Err(error) = remove_container(&engine, &name).await {
-                tracing::warn!(service, container = name, error = %causes(&error), "a service's container cannot be removed; it is tried again when this worker has ended");
+        let Self { engine, tenant, network, unanswered, containers } = self;
+        for Container { name, unanswered, hold, started, .. } in containers.into_iter().rev() {
+            let removal = Removal::of(&engine, Kind::Container, &name, unanswered);
+            if unanswered {
+                // It never ran; the others need not wait until that is certain.
+                tokio::spawn(removal.insist());
+            } else {
+                removal.insist().await;
             }
             hold.release().await;
             if started {
                 metrics::note(|m| m.service_stopped(&tenant));
             }
         }
-        if let Err(error) = network::remove(&engine, &network).await {
-            tracing::warn!(network, error = %causes(&error), "the network of services cannot be removed; it is tried again when this worker has ended");
-        }
+        Removal::of(&engine, Kind::Network, &network, unanswered).insist().await;
     }
 }
 
-/// A container that was made.
-struct Made {
-    id: String,
-    warnings: Vec<String>,
-    asked: HostConfig,
-    limits: Limits,
-}
-
-impl Made {
-    /// Starts it, and sees that it has its limits: those of the cgroup that is held for it, else the engine's own.
-    async fn start(
-        &self,
-        engine: &Engine,
-        hold: Option<&Hold>,
-        cgroups: &Path,
-        refused: impl Fn(EngineError) -> Refusal,
-    ) -> Result<(), Refusal> {
-        let Self { id, warnings, asked, limits } = self;
-        let held = hold.filter(|hold| hold.parent().is_some());
-        if held.is_none() {
-            own_limits(engine, id, asked, limits, warnings).await?;
-        }
-        engine.start(id).await.map_err(refused)?;
-        let Some(hold) = held else { return self.limited(engine, cgroups).await };
-        if hold.contains(id) {
-            return Ok(());
-        }
-        // The engine has put it elsewhere, or it is over already.
-        own_limits(engine, id, asked, limits, warnings).await?;
-        self.limited(engine, cgroups).await
-    }
-
-    /// As the kernel has them, where its cgroup is to be seen.
-    async fn limited(&self, engine: &Engine, cgroups: &Path) -> Result<(), Refusal> {
-        Own::of(engine, &self.id, cgroups).await.map_or(Ok(()), |(own, _)| own.limited(&self.limits))
-    }
+/// Whether the engine may still make what it was told to make.
+fn is_unanswered<T>(made: &Result<T, EngineError>) -> bool {
+    matches!(made, Err(EngineError::Unavailable { .. }))
 }
 
 /// Removes one, running or not, with its anonymous volumes; done when it is not there.
@@ -285,12 +263,9 @@ fn no_network(error: &EngineError) -> Refusal {
 
 /// Waits for the end of a container that was started.
 async fn end_of(engine: &Engine, name: &str) -> End {
-    let options = WaitContainerOptionsBuilder::default().condition("not-running").build();
-    let mut answers = std::pin::pin!(engine.api().wait_container(name, Some(options)));
-    match answers.next().await {
-        Some(Ok(answer)) => Ok(answer.status_code),
-        Some(Err(Error::DockerContainerWaitError { code, .. })) => Ok(code),
-        Some(Err(error)) => Err(engine.told("wait for a container", error)),
-        None => Err(engine.told("wait for a container", Error::IOError { err: std::io::ErrorKind::UnexpectedEof.into() })),
+    engine.over(name).await?;
+    match engine.ended(name).await? {
+        Some(ended) => Ok(ended.code),
+        None => Err(engine.unavailable("wait for a container", "it is said to run after its end".to_owned())),
     }
 }
