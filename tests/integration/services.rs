@@ -214,7 +214,7 @@ fn hardened(fleet: &Fleet, inspected: &Value) {
     let (host, config) = (&inspected["HostConfig"], &inspected["Config"]);
     assert_eq!(host["CapDrop"], json!(["ALL"]));
     assert_eq!((&host["ReadonlyRootfs"], &host["Privileged"]), (&json!(true), &json!(false)));
-    assert_eq!(host["SecurityOpt"], json!(["no-new-privileges:true"]));
+    assert_eq!(host["SecurityOpt"], json!(["no-new-privileges=true"]));
     assert_eq!((&host["Memory"], &host["MemorySwap"], &host["PidsLimit"]), (&json!(512 << 20), &json!(512 << 20), &json!(256)));
     let parent = host["CgroupParent"].as_str().expect("text");
     assert!(parent.contains(&fleet.cgroup_parent()) && parent.ends_with(".db"), "{parent}");

@@ -110,7 +110,7 @@ fn host(order: &Order, limits: &Limits) -> HostConfig {
         privileged: Some(false),
         cap_drop: Some(vec!["ALL".to_owned()]),
         // The engine's own filter of system calls stays on: it goes only when asked to.
-        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges=true".to_owned()]),
         readonly_rootfs: Some(true),
         tmpfs: Some(order.tmpfs.iter().map(|(path, size)| (path.clone(), tmpfs(*size))).collect()),
         mounts: Some(order.binds.iter().map(mount).collect()),
@@ -180,7 +180,7 @@ mod tests {
         let host = body.host_config.unwrap();
         assert_eq!(host.cap_drop, Some(vec!["ALL".to_owned()]));
         assert_eq!(host.cap_add, None);
-        assert_eq!(host.security_opt, Some(vec!["no-new-privileges:true".to_owned()]));
+        assert_eq!(host.security_opt, Some(vec!["no-new-privileges=true".to_owned()]));
         assert_eq!((host.privileged, host.readonly_rootfs, host.auto_remove), (Some(false), Some(true), Some(false)));
         assert_eq!(host.network_mode.as_deref(), Some("none"));
         assert_eq!((host.pid_mode, host.uts_mode, host.userns_mode, host.binds), (None, None, None, None));

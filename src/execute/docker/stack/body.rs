@@ -51,7 +51,7 @@ fn host(stack: &Stack, service: &Service) -> HostConfig {
         log_config: Some(bounded_log()),
         mounts: Some(mounts(stack, service)),
         port_bindings: Some(ports(service)),
-        security_opt: Some(vec!["no-new-privileges:true".to_owned()]),
+        security_opt: Some(vec!["no-new-privileges=true".to_owned()]),
         privileged: Some(false),
         init: stack.engine.facts().has_init.then_some(true),
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::UNLESS_STOPPED), maximum_retry_count: None }),
