@@ -119,8 +119,7 @@ impl Engine {
         let file = std::fs::File::options().create(true).append(true).open(&log).expect("a log file");
         let path = |name: &str| self.dir.join(name).display().to_string();
         // Named, so that what the machine has in /etc does not count.
-        let config = std::env::var("WINDLASS_TEST_ENGINE_CONFIG").unwrap_or_else(|_| "{}".into());
-        std::fs::write(self.dir.join("daemon.json"), config).expect("a configuration");
+        std::fs::write(self.dir.join("daemon.json"), configuration()).expect("a configuration");
         let mut command = self.ground.command(&which("dockerd").ok_or("no dockerd")?);
         command.args(["--data-root", &path("data"), "--exec-root", &path("exec"), "--pidfile", &path("pid"), "-H", &self.host()]);
         command.args(["--config-file", &path("daemon.json"), "--cgroup-parent", &format!("/{}", self.cgroup)]);
@@ -264,6 +263,16 @@ impl Drop for Engine {
         // Its images and layers; the mounts in them went with the namespace.
         let _ = windlass::prepare::remove_tree(&self.dir);
     }
+}
+
+/// `daemon.json`
+fn configuration() -> String {
+    std::env::var("WINDLASS_TEST_ENGINE_CONFIG").unwrap_or_else(|_| "{}".into())
+}
+
+/// Whether the engine keeps images in containerd's store, where an image's id is its manifest's digest.
+pub fn keeps_manifests() -> bool {
+    configuration().contains("containerd-snapshotter")
 }
 
 /// Native ones and containers.
