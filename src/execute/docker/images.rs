@@ -73,28 +73,9 @@ pub struct Ready {
     pub id: String,
     /// `sha256:…` of its manifest, by which its registry knows it; none for one that was never in a registry.
     pub digest: Option<String>,
-    /// What it says about the containers made from it.
-    pub config: ImageConfig,
-    _hold: Option<Arc<Hold>>,
-}
-
-/// What an image says about the containers made from it.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageConfig {
-    /// Working directory; empty: none.
+    /// The working directory that it names; empty: none.
     pub working_dir: String,
-    /// User; empty: root.
-    pub user: String,
-    /// Environment, `NAME=value`.
-    pub env: Vec<String>,
-    /// Entry point; empty: none.
-    pub entrypoint: Vec<String>,
-    /// Command; empty: none.
-    pub command: Vec<String>,
-    /// Directories for which the engine makes a volume of its own unless something is mounted there.
-    pub volumes: Vec<String>,
-    /// It has a health check that the engine would run.
-    pub health_check: bool,
+    _hold: Option<Arc<Hold>>,
 }
 
 /// Why there is no image.
@@ -337,17 +318,8 @@ fn ready(image: &ImageRef, found: ImageInspect, hold: Option<Arc<Hold>>) -> Resu
         return Err(failed(image, &error, "look at the images of the worker's engine"));
     }
     let digest = image.digest.clone().or_else(|| digests.into_iter().next());
-    let config = found.config.unwrap_or_default();
-    let config = ImageConfig {
-        working_dir: config.working_dir.unwrap_or_default(),
-        user: config.user.unwrap_or_default(),
-        env: config.env.unwrap_or_default(),
-        entrypoint: config.entrypoint.unwrap_or_default(),
-        command: config.cmd.unwrap_or_default(),
-        volumes: config.volumes.unwrap_or_default(),
-        health_check: config.healthcheck.is_some(),
-    };
-    Ok(Ready { id: found.id.unwrap_or_default(), digest, config, _hold: hold })
+    let working_dir = found.config.and_then(|config| config.working_dir).unwrap_or_default();
+    Ok(Ready { id: found.id.unwrap_or_default(), digest, working_dir, _hold: hold })
 }
 
 fn failed(image: &ImageRef, error: &str, hint: &str) -> ImageError {

@@ -124,7 +124,7 @@ impl Run<'_> {
         provided: &Provided,
     ) -> Result<Order, Box<Ended>> {
         let image = &provided.image;
-        let contained = prepare::contained(self.plan, facts, !image.config.working_dir.is_empty());
+        let contained = prepare::contained(self.plan, facts, !image.working_dir.is_empty());
         let asked = container.mounts.clone();
         // Following links may take as long as the disk does.
         let resolved = spawn_blocking(move || mounts::resolve(&asked)).await;
