@@ -258,7 +258,7 @@ async fn an_engine_that_was_away_is_waited_for_and_a_worker_that_cleaned_up_is_b
     let Some(engine) = Engine::private(&[]) else { return };
     let state = tempfile::tempdir().unwrap();
     let gone = Someone::new(state.path());
-    let Some((supervisor, _)) = supervisor("away", gone.owner.instance()).await else { return };
+    let Some((supervisor, away)) = supervisor("away", gone.owner.instance()).await else { return };
     supervisor.guard_containers(&engine.host(), Duration::from_secs(1));
     gone.container(&engine, true, &json!({}));
     engine.kill9();
@@ -271,14 +271,16 @@ async fn an_engine_that_was_away_is_waited_for_and_a_worker_that_cleaned_up_is_b
     engine.restart();
     ending.await.unwrap();
     assert_eq!(gone.left(&engine), Vec::<String>::new());
+    assert_eq!(leftovers::gone(PATIENCE, || cgroups(&away)).await, Vec::<PathBuf>::new());
 
     let polite = Someone::new(state.path());
-    let (supervisor, _) = self::supervisor("polite", polite.owner.instance()).await.unwrap();
+    let (supervisor, own) = self::supervisor("polite", polite.owner.instance()).await.unwrap();
     supervisor.guard_containers(&engine.host(), Duration::from_secs(1));
     polite.container(&engine, true, &json!({}));
     supervisor.containers_gone();
     supervisor.shutdown().await;
     assert_eq!(polite.left(&engine).len(), 1, "nobody looked");
+    assert_eq!(leftovers::gone(PATIENCE, || cgroups(&own)).await, Vec::<PathBuf>::new());
 }
 
 /// Processes that remove what that instance left.
