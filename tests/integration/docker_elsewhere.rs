@@ -112,7 +112,8 @@ async fn a_lease_that_cannot_be_renewed_ends_the_container() {
     fleet.worker_at("near", &server.url(), &[]);
     proxy.mend();
     let end = fleet.end(&task).await;
-    assert_eq!((end.reason, end.task.attempt), (Some(Reason::Ok), 2), "{:?}", end.error);
+    // Where a busy machine loses the next one's lease as well, it is not the second.
+    assert!(end.reason == Some(Reason::Ok) && end.task.attempt > 1, "{:?} {:?}", end.reason, end.error);
     fleet.finish().await;
 }
 
