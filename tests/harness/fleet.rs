@@ -4,7 +4,7 @@ use std::ops::Deref;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -313,7 +313,8 @@ impl Fleet {
 
     /// What all workers logged last.
     pub fn logs(&self) -> String {
-        self.workers.lock().expect("not poisoned").iter().map(|w| w.log()).collect()
+        // Also when a worker did not start, which is when this is asked for.
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner).iter().map(|w| w.log()).collect()
     }
 }
 

@@ -93,7 +93,13 @@ impl Worker {
             };
         }
         command.stdin(Stdio::null()).stdout(file.try_clone().expect("a second handle")).stderr(file);
-        let child = command.spawn().expect("windlass starts");
+        let child = loop {
+            match command.spawn() {
+                // A copy of the program: a process that another test forked a moment ago has it open for writing until its own exec.
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => std::thread::yield_now(),
+                started => break started.expect("windlass starts"),
+            }
+        };
         let pid = child.id().expect("running");
         watchdog().adopt(pid);
         Self { id: id.to_owned(), pid, state_dir, log, born, child: Mutex::new(Some(child)) }

@@ -123,7 +123,7 @@ pub async fn aborted(home: Home) {
 }
 
 pub async fn worker_killed(home: Home) {
-    let Some(world) = World::idle(home, &[("LEASE__ACK_WAIT_S", "2")]).await else { return };
+    let Some(world) = World::idle(home, &[("LEASE__ACK_WAIT_S", "4")]).await else { return };
     let worker = world.host();
     let task = world.submit(&world.script("echo attempt $WINDLASS_ATTEMPT; [ $WINDLASS_ATTEMPT -gt 1 ] || sleep 1000")).await;
     world.output_has(&task, "attempt 1").await;
