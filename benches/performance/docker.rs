@@ -163,17 +163,19 @@ async fn four_slots(engine: &Arc<Engine>) {
     let docker = Docker::connect_with_unix(&engine.host(), 60, API_DEFAULT_VERSION).unwrap();
     let count = ROUND * 2;
     let rate = |whole: Duration| f64::from(u32::try_from(count).unwrap()) / whole.as_secs_f64();
-    let started = Instant::now();
+    let (since, started) = (now(), Instant::now());
     let one = |_| by_hand(&docker);
     stream::iter(0..count).map(one).buffer_unordered(SLOTS).collect::<Vec<()>>().await;
     let hand = rate(started.elapsed());
+    let hand_alive = mean_alive(&lives(engine, since));
     let bed = bed(engine, SLOTS).await;
     let since = now();
     let worker = rate(through(&bed, "four", count).await);
     tokio::time::sleep(Duration::from_millis(500)).await;
     report("no-op containers/s, four at a time, by hand", &format!("{hand:.1}"), "-");
     report("four slots", &format!("{worker:.1} = {:.0} % of by hand", worker / hand * 100.0), "reported");
-    report("containers there at one time, of four slots", &format!("mean {:.2} over the middle", mean_alive(&lives(engine, since))), "4");
+    let alive = mean_alive(&lives(engine, since));
+    report("containers there at one time, of four slots", &format!("mean {alive:.2} over the middle, {hand_alive:.2} by hand"), "as by hand");
 }
 
 /// How many were there at one time, on average over the middle four fifths.
