@@ -175,7 +175,11 @@ async fn four_slots(engine: &Arc<Engine>) {
     report("no-op containers/s, four at a time, by hand", &format!("{hand:.1}"), "-");
     report("four slots", &format!("{worker:.1} = {:.0} % of by hand", worker / hand * 100.0), "reported");
     let alive = mean_alive(&lives(engine, since));
-    report("containers there at one time, of four slots", &format!("mean {alive:.2} over the middle, {hand_alive:.2} by hand"), "as by hand");
+    report(
+        "containers there at one time, of four slots",
+        &format!("mean {alive:.2} over the middle, {hand_alive:.2} by hand"),
+        "as by hand",
+    );
 }
 
 /// How many were there at one time, on average over the middle four fifths.
