@@ -25,7 +25,8 @@ impl Keeper {
             Ok(created) => created,
             Err(error) => {
                 // It said no: there is none. Without an answer there may be one yet.
-                self.left = matches!(error, EngineError::Unavailable { .. });
+                self.unanswered = matches!(error, EngineError::Unavailable { .. });
+                self.left = self.unanswered;
                 return Err(refusal::of_start(&error));
             }
         };
